@@ -1,0 +1,37 @@
+# Every target makes its own virtual environment first: a machine with Python >= 3.11, pip and make is enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Extra words for pip, for example PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" (see README).
+PIP_ARGS ?=
+
+.PHONY: install demo test check bench clean help
+
+help:            ## what can be made
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(VENV)/.installed  ## the virtual environment, with everything the other targets need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install    ## the whole story on the built-in corpus, on a CPU, in minutes
+	$(BIN)/oriole demo
+
+test: install    ## the test suite (under ten minutes on two cores)
+	$(BIN)/python -m pytest
+
+check: install   ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install   ## the benchmarks; appends JSON to bench/results/
+	$(BIN)/python -m bench.train
+	$(BIN)/python -m bench.decode
+
+clean:           ## remove the virtual environment and caches (never runs/)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,263 @@
+"""The command line: `oriole VERB paths… key=value …`.
+
+The surface is closed: a new knob becomes a key of a recipe, never a flag. Verbs import what they need when they run,
+so that `oriole --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oriole.errors import ConfigError, DataError, OrioleError
+
+if TYPE_CHECKING:
+    from oriole.train.recipe import Recipe
+
+__all__ = ["app", "load_recipe", "main"]
+
+STAGES = ("pretrain", "sft")
+"""The stages of a run, in the order in which they follow one another."""
+
+RECIPES = Path(__file__).parent / "recipes"
+
+app = typer.Typer(
+    name="oriole",
+    help="Train your own bilingual (Chinese + English) chat model from scratch, and talk to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+def main() -> None:
+    """Entry point of the `oriole` command: an `OrioleError` becomes one sentence and its exit code."""
+    try:
+        app()
+    except OrioleError as error:
+        print(f"oriole: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `oriole … | head`: the reader left; not worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        import oriole
+
+        print(oriole.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: oriole demo   (resumes where it was stopped; oriole demo run=/tmp/demo for another folder)")
+def demo(settings: Settings = None) -> None:
+    """The whole story on the built-in bilingual corpus: tokenizer, pretraining, fine-tuning, evaluation, report."""
+    from oriole.apps import report
+    from oriole.log import say
+
+    recipes = load_recipes("demo", settings or [])
+    _run(recipes)
+    run = recipes[0].run
+    made = report.write(run)
+    print(report.text(made))
+    say("\nNext, try:")
+    for line in (
+        f"oriole chat {run}",
+        f"oriole generate {run} input=questions.jsonl output=answers.jsonl",
+        "oriole run 26m data=DATA     # your own text: see docs/quickstart.md",
+    ):
+        say(f"  {line}", "bold")
+
+
+@app.command(epilog="Example: oriole train demo/pretrain run=/tmp/x train.lr=1e-3")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a built-in recipe such as demo/pretrain.")],
+    settings: Settings = None,
+) -> None:
+    """Train one stage; makes the tokenizer and the token shards first where they are missing."""
+    _run([load_recipe(recipe, settings or [])])
+
+
+@app.command(epilog="Example: oriole run 26m data=DATA run=runs/mine pretrain.train.tokens=3e6")
+def run(
+    recipes: Annotated[str, typer.Argument(help="A folder with recipes, or a built-in name: demo, 26m.")],
+    settings: Settings = None,
+) -> None:
+    """Train all stages of a folder in order, skipping finished ones; then write the run's report."""
+    from oriole.apps import report
+
+    loaded = load_recipes(recipes, settings or [])
+    _run(loaded)
+    print(report.text(report.write(loaded[0].run)))
+
+
+def _run(recipes: Sequence["Recipe"]) -> None:
+    """Train the stages in order, each followed by its questions where the recipe names some."""
+    from oriole.train.stage import run_stage
+
+    for recipe in recipes:
+        recipe = _with_builtin_data(recipe)
+        run_stage(recipe)
+        if recipe.eval.questions:
+            _ask(recipe)
+
+
+def _with_builtin_data(recipe: "Recipe") -> "Recipe":
+    """The recipe with data="builtin" replaced by a folder of the run, where the built-in corpus is written out."""
+    if recipe.data != "builtin":
+        return recipe
+    from oriole.demo.corpus import write_corpus
+    from oriole.log import say
+
+    folder = recipe.run / "data"
+    if not folder.exists():
+        say(f"writing the built-in bilingual corpus to {folder}")
+        write_corpus(folder)
+    return recipe.model_copy(update={"data": str(folder)})
+
+
+def _ask(recipe: "Recipe") -> None:
+    """Ask a stage's model the recipe's held-out questions once and keep figures and answers in the stage's folder."""
+    from oriole.apps.api import Oriole
+    from oriole.apps.evaluate import evaluate_questions, read_questions
+    from oriole.apps.report import read_events
+    from oriole.log import Metrics
+    from oriole.text.formats import expand
+
+    if any(e["event"] == "questions" for e in read_events(recipe.folder)[-1:]):
+        return
+    questions = [q for path in expand([recipe.eval.questions], Path(recipe.data)) for q in read_questions(path)]
+    result = evaluate_questions(Oriole(recipe.folder / "model"), questions)
+    with (recipe.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in result.pop("answers"))
+    metrics = Metrics(recipe.folder / "metrics.jsonl")
+    metrics.write({"event": "questions", **result})
+    metrics.close()
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def load_recipe(name: str, settings: Sequence[str]) -> "Recipe":
+    """The recipe in the file `name` or built in under that name, with `key=value` settings applied."""
+    from oriole.config import apply_overrides, parse_overrides, read_toml, validate
+    from oriole.train.recipe import Recipe
+
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.exists():
+        raise ConfigError(f"no recipe '{name}'; built in are {', '.join(builtin_recipes())}, or give a .toml file")
+    table = read_toml(path)
+    overrides = parse_overrides(settings)
+    # A length given on the command line replaces the recipe's, in whichever of the two units that was.
+    for given, other in (("tokens", "epochs"), ("epochs", "tokens")):
+        if f"train.{given}" in overrides and f"train.{other}" not in overrides:
+            table.get("train", {}).pop(other, None)
+    apply_overrides(table, overrides)
+    table.setdefault("run", f"runs/{path.resolve().parent.name}")
+    table["run"] = str(table["run"]) if "/" in str(table["run"]) else f"runs/{table['run']}"
+    return validate(Recipe, table, name)
+
+
+def load_recipes(name: str, settings: Sequence[str]) -> list["Recipe"]:
+    """All recipes of a folder, in stage order; a setting may be meant for one stage: `sft.train.epochs=1`."""
+    folder = Path(name) if Path(name).is_dir() else RECIPES / name
+    files = {stage: folder / f"{stage}.toml" for stage in STAGES}
+    files = {stage: path for stage, path in files.items() if path.exists()}
+    if not files:
+        builtin = sorted({n.partition("/")[0] for n in builtin_recipes()})
+        raise ConfigError(f"no recipes in '{name}'; built in are {', '.join(builtin)}, or give a folder with pretrain.toml")
+    out = []
+    for stage, path in files.items():
+        own = [s.removeprefix(f"{stage}.") for s in settings if s.partition(".")[0] not in files or s.startswith(f"{stage}.")]
+        out.append(load_recipe(str(path), own))
+    return out
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes inside the package, for example demo/pretrain."""
+    return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.glob("*/*.toml"))
+
+
+# --- using a model ---------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: oriole chat runs/demo temperature=0.7")
+def chat(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, or a model folder.")],
+    settings: Settings = None,
+) -> None:
+    """Talk to a model in the terminal. /help lists the commands inside."""
+    from oriole.apps.chat import chat as talk
+
+    talk(path, settings or [])
+
+
+@app.command(epilog="Example: oriole generate runs/demo input=questions.jsonl output=answers.jsonl temperature=0")
+def generate(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, or a model folder.")],
+    settings: Settings = None,
+) -> None:
+    """Answer a file of questions, one JSON object a line; a second call goes on where the first was stopped."""
+    from oriole.apps.generate import generate_file
+
+    generate_file(path, settings or [])
+
+
+@app.command("eval", epilog="Example: oriole eval runs/demo questions=runs/demo/data/eval.jsonl --json")
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, or a model folder.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Exact match and loop rate on a file of questions with accepted answers."""
+    from oriole.apps import report
+    from oriole.apps.api import Oriole
+    from oriole.apps.evaluate import evaluate_questions, read_questions
+    from oriole.config import parse_overrides
+
+    given = parse_overrides(settings or [])
+    questions = Path(given.pop("questions", path / "data" / "eval.jsonl"))
+    if given:
+        raise ConfigError(f"oriole eval: unknown key '{next(iter(given))}'; known here: questions")
+    if not questions.exists():
+        raise DataError(f"no questions at {questions}; name a file with questions=FILE.jsonl")
+    result = evaluate_questions(Oriole(path), read_questions(questions))
+    result.pop("answers")
+    print(json.dumps(result, ensure_ascii=False) if as_json else report.questions_table(result))
+
+
+@app.command("report", epilog="Example: oriole report runs/demo --json")
+def show_report(
+    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: Json = False,
+) -> None:
+    """What a run has reached so far, from the files in its folder."""
+    from oriole.apps import report
+
+    made: dict[str, Any] = report.write(path)
+    print(json.dumps(made, ensure_ascii=False) if as_json else report.text(made))
+
+
+if __name__ == "__main__":
+    main()

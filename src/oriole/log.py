@@ -1,0 +1,149 @@
+"""What a run says: `metrics.jsonl` for programs, one live line for people, plain lines when piped."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from oriole.errors import raise_for_os_error
+
+__all__ = ["Metrics", "Tracker", "console", "duration", "human", "say", "track"]
+
+console = Console(stderr=True, highlight=False)
+"""Progress and remarks go to stderr; stdout carries results only."""
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two plain progress lines when stderr is not a terminal."""
+
+
+def say(message: str, style: str = "") -> None:
+    """One remark for the person at the terminal (never wrapped when piped)."""
+    console.print(Text(message, style=style), soft_wrap=True)
+
+
+def human(n: float) -> str:
+    """`1234567` -> `1.23M`; `5.5e6` -> `5.5M`; below a thousand as it is."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= limit:
+            return f"{n / limit:.3g}{unit}"
+    return f"{n:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`; `3700` -> `1:01:40`; unknown (inf, nan) -> `-:--`."""
+    if not math.isfinite(seconds):
+        return "-:--"
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Metrics:
+    """Appends one JSON object a line to `metrics.jsonl`. Non-finite numbers are written as strings ("nan")."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise_for_os_error(error, "opening", path)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and flush it, so that a crash loses nothing already said."""
+        line = json.dumps({k: _finite(v) for k, v in record.items()}, ensure_ascii=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise_for_os_error(error, "writing", self.path)
+
+    def close(self) -> None:
+        """Close the file; writing afterwards is an error."""
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Fields(ProgressColumn):
+    """Rate, extra fields (loss …) and time left of a task, as one text column."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_status(task.fields["tracker"]), style="cyan")
+
+
+class Tracker:
+    """Progress of one piece of work: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, what: str, total: float | None, unit: str, done: float = 0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self._start_done = done
+        self.fields: dict[str, str] = {}
+        self._start = self._last_plain = time.monotonic()
+        self._bar: Progress | None = None
+        # rich may draw only when stderr is a real terminal; CI logs and pipes get whole lines.
+        if console.is_terminal and os.environ.get("TERM") != "dumb":
+            self._bar = Progress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"), _Fields(), console=console, transient=False,
+                refresh_per_second=4,
+            )  # fmt: skip
+            self._task = self._bar.add_task(what, total=total, completed=done, tracker=self)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None and time.monotonic() - self._start > 2:
+            self._plain()
+
+    def update(self, advance: float = 0, **fields: str) -> None:
+        """Move on by `advance` units and show `fields` (for example `loss="2.31"`)."""
+        self.done += advance
+        self.fields |= fields
+        if self._bar:
+            self._bar.update(self._task, completed=self.done)
+        elif time.monotonic() - self._last_plain >= PLAIN_EVERY_S:
+            self._plain()
+
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self._start_done) / max(1e-9, time.monotonic() - self._start)
+
+    def eta(self) -> float:
+        """Seconds left at the present rate, `inf` when unknown."""
+        rate = self.rate()
+        return (self.total - self.done) / rate if self.total and rate > 0 else math.inf
+
+    def _plain(self) -> None:
+        self._last_plain = time.monotonic()
+        percent = f" {100 * self.done / self.total:.0f}%" if self.total else ""
+        print(f"{self.what}{percent} · {_status(self)}", file=sys.stderr, flush=True)
+
+
+def _status(t: Tracker) -> str:
+    left = f"{duration(t.eta())} left" if t.total and t.done < t.total else duration(time.monotonic() - t._start)
+    return " · ".join([f"{human(t.rate())} {t.unit}/s", *(f"{k} {v}" for k, v in t.fields.items()), left])
+
+
+@contextmanager
+def track(what: str, total: float | None = None, unit: str = "it", done: float = 0) -> Iterator[Tracker]:
+    """`with track("cleaning", total=n, unit="docs") as bar: … bar.update(1, kept="93%")`."""
+    with Tracker(what, total, unit, done) as tracker:
+        yield tracker

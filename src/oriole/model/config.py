@@ -1,0 +1,117 @@
+"""The shape of a model, what it costs, and the presets. Imports no torch: a plan needs numbers only."""
+
+import difflib
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from oriole.config import Config
+from oriole.errors import ConfigError
+
+__all__ = ["PRESETS", "ModelConfig", "preset"]
+
+
+class ModelConfig(Config):
+    """Shape of a decoder that is exactly Qwen3 (dense), or Llama when `qk_norm` is off."""
+
+    vocab_size: int = Field(ge=1)
+    """Rows of the embedding (V)."""
+    dim: int = Field(ge=1)
+    """Width of the residual stream (D)."""
+    num_layers: int = Field(ge=1)
+    """Blocks of attention and MLP (L)."""
+    num_heads: int = Field(ge=1)
+    """Query heads (H)."""
+    num_kv_heads: int = Field(ge=1)
+    """Key and value heads (Hkv), each shared by H / Hkv query heads."""
+    head_dim: int = Field(ge=2)
+    """Width of one head (hd); H * hd need not equal D."""
+    ffn_dim: int = Field(ge=1)
+    """Hidden width of the SwiGLU (F)."""
+    context: int = Field(2048, ge=1)
+    """Longest sequence the model is meant for."""
+    rope_theta: float = Field(100_000.0, gt=0)
+    """Base of the rotary frequencies (Su et al. 2021, eq. 15)."""
+    norm_eps: float = Field(1e-6, gt=0)
+    """Epsilon of every RMSNorm."""
+    tie_embeddings: bool = True
+    """The logits head shares the embedding's weights."""
+    qk_norm: bool = True
+    """RMSNorm of each query and key head before the rotation (Qwen3); off is Llama."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights; output projections get init_std / sqrt(2 L)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even, because RoPE rotates pairs")
+        return self
+
+    def num_params(self) -> int:
+        """Parameters in all; a tied head counts once."""
+        heads = self.num_heads + 2 * self.num_kv_heads
+        attention = self.dim * heads * self.head_dim + self.num_heads * self.head_dim * self.dim
+        norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
+        layer = attention + 3 * self.dim * self.ffn_dim + norms
+        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        return embeddings + self.num_layers * layer + self.dim
+
+    def flops_per_token(self, length: int) -> float:
+        """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
+
+        A tied head counts once, as the head. The second term is causal attention: 12 L D T for the full square
+        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed.
+        """
+        matrices = self.num_params() - (0 if self.tie_embeddings else self.vocab_size * self.dim)
+        return 6.0 * matrices + 6.0 * self.num_layers * self.num_heads * self.head_dim * length
+
+    def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
+        """Bytes of keys and values for `batch` sequences of `length` tokens."""
+        return 2 * self.num_layers * batch * length * self.num_kv_heads * self.head_dim * bytes_per_value
+
+    def training_memory(self, batch: int, length: int, bytes_per_value: int = 2) -> dict[str, int]:
+        """Estimated bytes of one training step without activation checkpointing, by part.
+
+        Weights, gradients and AdamW's two moments are fp32. Activations: what autograd keeps of one block (its inputs,
+        normed inputs, q k v, attention output, gate, up and their product) in the arithmetic's width, plus the fp32
+        residual stream; logits: one chunk of fp32 rows, forward and gradient.
+        """
+        rows = batch * length
+        heads = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        block = rows * ((2 * self.dim + heads + 4 * self.ffn_dim) * bytes_per_value + 2 * self.dim * 4)
+        return {
+            "weights": 4 * self.num_params(),
+            "gradients": 4 * self.num_params(),
+            "optimizer": 8 * self.num_params(),
+            "activations": self.num_layers * block,
+            "logits": 2 * 4 * min(rows, 4096) * self.vocab_size,
+        }
+
+
+def _shape(vocab: int, dim: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> ModelConfig:
+    shape = {"vocab_size": vocab, "dim": dim, "num_layers": layers, "num_heads": heads, "num_kv_heads": kv}
+    return ModelConfig.model_validate(shape | {"head_dim": dim // heads, "ffn_dim": ffn} | more)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "demo": _shape(4_096, 256, 6, 4, 2, 704, context=512),
+    "26m": _shape(6_400, 512, 8, 8, 2, 1_408),
+    "64m": _shape(6_400, 768, 8, 8, 4, 2_432),
+    "110m": _shape(16_384, 768, 12, 12, 4, 2_816),
+    "120m": _shape(16_384, 1_024, 8, 8, 8, 2_816),
+    "200m": _shape(32_768, 960, 16, 15, 5, 2_560),
+    "1b": _shape(100_000, 1_536, 24, 24, 4, 6_912),
+}
+"""The shapes of DESIGN section 4; a recipe's tokenizer decides the vocabulary in the end."""
+
+
+def preset(name: str, *, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
+    """The preset of that name, with another vocabulary or context if given."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(PRESETS)}"
+        raise ConfigError(f"no model preset '{name}'; {hint}")
+    changes = {"vocab_size": vocab_size, "context": context}
+    return PRESETS[name].model_copy(update={k: v for k, v in changes.items() if v is not None})

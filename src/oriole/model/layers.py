@@ -1,0 +1,119 @@
+"""The parts of a block: RMSNorm, rotary positions, attention with its cache, SwiGLU."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oriole.model.attention import Backend, attend
+from oriole.model.config import ModelConfig
+
+__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "rope_table", "rotate"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, the division in fp32 (Zhang & Sennrich 2019, as in Qwen3)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, D) -> (…, D) in x's dtype."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return (self.weight * normed.to(x.dtype)).to(x.dtype)
+
+
+def rope_table(head_dim: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (length, hd / 2) in fp32 of the rotary angles (Su et al. 2021)."""
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x (B, T, H, hd) by cos, sin (B or 1, T, 1, hd / 2); the pairs are (i, i + hd / 2), as in Hugging Face."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with per-head QK-norm before RoPE; q, k and v are one matrix in memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        heads = config.num_heads + 2 * config.num_kv_heads
+        self.qkv = nn.Linear(config.dim, heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor, Tensor] | None,
+        backend: Backend,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). `cache`: this layer's keys and values (B, Hkv, S, hd) and the columns (B, T) at
+        which the new ones are written before all S are attended to."""
+        b, t, _ = x.shape
+        q, k, v = (
+            self.qkv(x)
+            .view(b, t, -1, self.head_dim)
+            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+        )
+        q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
+        k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            keys, values, columns = cache
+            at = columns[:, None, :, None].expand_as(k)
+            k = keys.scatter_(2, at, k.to(keys.dtype))
+            v = values.scatter_(2, at, v.to(values.dtype))
+        y = attend(q, k, v, mask, backend=backend)
+        return self.out(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020); gate and up are one matrix in memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); dropout on both branches while training."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = SwiGLU(config)
+        self.dropout = 0.0
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor, Tensor] | None,
+        backend: Backend,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        y = self.attention(self.attention_norm(x), cos, sin, mask, cache, backend)
+        x = x + F.dropout(y, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)

@@ -1,0 +1,169 @@
+"""From a recipe's files to its tokenizer and token shards; made once in the run folder and found again later."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from oriole.errors import DataError
+from oriole.log import say
+from oriole.text.clean import language, normalise
+from oriole.text.formats import Doc, expand, read_chats, read_docs
+from oriole.text.shards import Shards, View, encode_chats, encode_docs, held_out, write_shards
+from oriole.text.template import Chat
+from oriole.text.tokenizer import Tokenizer, train_tokenizer
+from oriole.train.recipe import Part, Recipe
+
+__all__ = ["make_shards", "make_tokenizer", "weighted"]
+
+PACKING_SLACK = 1.02
+"""Shards of a run limited by `train.tokens` hold this much more than its share, for the holes of packing."""
+
+Row = tuple[Sequence[int], Sequence[int] | None, str]
+"""Token ids (n,), loss mask (n,) or None for all ones, and the source's name of one document."""
+
+
+def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
+    """The parent model's tokenizer, the run's, the one the recipe names, or a newly trained one."""
+    if init is not None:
+        return Tokenizer.load(init)
+    folder = recipe.run / "tokenizer"
+    if recipe.tokenizer.path is not None:
+        return Tokenizer.load(recipe.tokenizer.path)
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.load(folder)
+    table = recipe.tokenizer
+    say(f"training a tokenizer with {table.vocab_size:,} ids on up to {table.sample_mb:g} MB of text")
+    texts = itertools.chain.from_iterable(_interleave(_texts(recipe, name, part) for name, part in recipe.parts.items()))
+    tokenizer = train_tokenizer(texts, table.vocab_size, sample_bytes=int(table.sample_mb * 1e6))
+    tokenizer.save(folder, chat=False)
+    return tokenizer
+
+
+def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
+    """(language, text) of the training documents of one part."""
+    paths = expand(part.files, _data_root(recipe))
+    match recipe.stage:
+        case "pretrain":
+            texts = (doc.text for doc in _docs(recipe, part, paths, "train"))
+        case "sft":
+            texts = ("\n".join(m.content for m in c.messages) for c in _chats(recipe, part, paths, "train"))
+    for text in texts:
+        yield (name if name in ("zh", "en") else language(text)), text
+
+
+def _docs(recipe: Recipe, part: Part, paths: Sequence[Path], split: str) -> Iterator[Doc]:
+    """Normalised documents that belong to the split; empty ones have nothing to teach and are left out."""
+    for doc in read_docs(paths):
+        text = normalise(doc.text)
+        if text.strip() and (part.val or held_out(text, recipe.eval.holdout) == (split == "val")):
+            yield replace(doc, text=text)
+
+
+def _chats(recipe: Recipe, part: Part, paths: Sequence[Path], split: str) -> Iterator[Chat]:
+    for chat in read_chats(paths):
+        key = "\x00".join(m.content for m in chat.messages)
+        if part.val or held_out(key, recipe.eval.holdout) == (split == "val"):
+            yield chat
+
+
+def _rows(recipe: Recipe, part: Part, paths: Sequence[Path], split: str, tokenizer: Tokenizer) -> Iterator[Row]:
+    match recipe.stage:
+        case "pretrain":
+            return encode_docs(_docs(recipe, part, paths, split), tokenizer)
+        case "sft":
+            return encode_chats(_chats(recipe, part, paths, split), tokenizer)
+
+
+def _first_tokens(rows: Iterator[Row], limit: int) -> Iterator[Row]:
+    """Rows from the front until `limit` tokens have been given out."""
+    for ids, mask, source in rows:
+        yield ids, mask, source
+        limit -= len(ids)
+        if limit <= 0:
+            return
+
+
+def _interleave(streams: Iterable[Iterator[tuple[str, str]]]) -> Iterator[list[tuple[str, str]]]:
+    """One item of every stream in turn until all have ended, so that a bounded sample sees each language early."""
+    for group in itertools.zip_longest(*streams):
+        yield [item for item in group if item is not None]
+
+
+def _data_root(recipe: Recipe) -> Path:
+    root = Path(recipe.data)
+    if not root.is_dir():
+        raise DataError(f"data={recipe.data} is not a folder; pass data=FOLDER with the files {_globs(recipe)}")
+    return root
+
+
+def _globs(recipe: Recipe) -> str:
+    return ", ".join(glob for part in recipe.parts.values() for glob in part.files)
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards], dict[str, Shards]]:
+    """Training and validation shards of every part, made where they are missing or made from other files."""
+    train, val = {}, {}
+    for name, part in recipe.parts.items():
+        train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
+        val[name] = _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
+    return train, val
+
+
+def _token_limit(recipe: Recipe, name: str) -> int | None:
+    """How many tokens of a part a run of `train.tokens` can use; None: all of them."""
+    if recipe.train.tokens is None:
+        return None
+    share = recipe.parts[name].weight / sum(p.weight for p in recipe.parts.values())
+    return int(recipe.train.tokens * share * PACKING_SLACK) + recipe.train.length
+
+
+def _part_shards(
+    recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, limit: int | None
+) -> Shards:
+    root = _data_root(recipe)
+    paths = expand(part.val if split == "val" and part.val else part.files, root)
+    files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    made_from = [recipe.stage, split, files, bool(part.val), recipe.eval.holdout, limit, tokenizer.fingerprint()]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    folder = recipe.run / "shards" / f"{recipe.stage}-{name}-{split}-{key}"
+    if folder.exists():
+        return Shards.open(folder)
+
+    chosen = _rows(recipe, part, paths, split, tokenizer)
+    if limit is not None:
+        chosen = _first_tokens(chosen, limit)
+    try:
+        return write_shards(chosen, tokenizer, folder)
+    except DataError as error:
+        raise DataError(f"{error} ({split} part '{name}' of {recipe.stage}, from {', '.join(map(str, paths))})") from error
+
+
+def weighted(recipe: Recipe, train: dict[str, Shards]) -> tuple[dict[str, View], dict[str, float]]:
+    """The mixture's parts and their token shares: single sources a recipe names become parts of their own."""
+    parts: dict[str, View] = {}
+    shares: dict[str, float] = {}
+    for name, part in recipe.parts.items():
+        shards = train[name]
+        source_of = np.array([shards.source(i) for i in range(len(shards))])
+        rest = np.ones(len(shards), dtype=bool)
+        for source, share in part.sources.items():
+            chosen = source_of == source
+            if not chosen.any():
+                raise DataError(
+                    f"parts.{name}.sources names '{source}', but the data has {', '.join(sorted(set(source_of)))}"
+                )
+            parts[f"{name}/{source}"] = View(shards, np.flatnonzero(chosen))
+            shares[f"{name}/{source}"] = part.weight * share
+            rest &= ~chosen
+        if rest.any():
+            parts[name] = View(shards, np.flatnonzero(rest))
+            shares[name] = part.weight * (1 - sum(part.sources.values()))
+    return parts, shares

@@ -1,0 +1,154 @@
+"""A recipe: everything that decides one training stage, as a frozen config read from TOML plus `key=value`.
+
+Nothing here imports torch, so that a typo in a recipe is reported at once.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from oriole.config import Config
+from oriole.model.config import ModelConfig, preset
+
+__all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
+
+StageName = Literal["pretrain", "sft"]
+
+
+class Part(Config):
+    """One part of the training mixture, for example the Chinese text."""
+
+    files: list[str]
+    """Globs below `data`, for example ["pretrain_zh_*.jsonl.xz"]."""
+    weight: float = Field(1.0, gt=0)
+    """This part's share of the training tokens, relative to the other parts' weights."""
+    sources: dict[str, float] = {}
+    """Shares of single sources within this part, for example { smilechat = 0.25 }; the rest follow their size."""
+    val: list[str] = []
+    """Globs of validation files. Empty: documents are held out of `files` by a hash of their text."""
+
+
+class TokenizerTable(Config):
+    """How the tokenizer of a run is made when the run has none yet."""
+
+    vocab_size: int = Field(16384, ge=272)
+    """Ids in all, 16 reserved ones and 256 bytes among them."""
+    sample_mb: float = Field(64.0, gt=0)
+    """Megabytes of text to learn the merges from, shared equally by the languages: the bound on memory and time."""
+    path: Path | None = None
+    """A folder with a tokenizer.json to use instead of training one."""
+
+
+class TrainTable(Config):
+    """How long and how to train."""
+
+    tokens: float | None = Field(None, gt=0)
+    """Training tokens (positions of the packed batches); either this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training data; either this or `tokens`."""
+    batch_size: int = Field(16, ge=1)
+    """Rows of a micro-batch."""
+    length: int = Field(512, ge=8)
+    """Tokens in a row (T); documents share rows but never see each other."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches summed for one optimizer step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    warmup: float = Field(0.02, ge=0)
+    """Steps of linear warmup: below 1 a share of all steps, else a number of steps."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after the warmup: cosine decay, warmup-stable-decay, or constant."""
+    min_lr: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    decay: float = Field(0.4, gt=0, le=1)
+    """`wsd` only: the share of the steps at the end that decay linearly."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of the matrices (embeddings and norms are never decayed)."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """AdamW's second-moment decay (beta1 is 0.9)."""
+    clip: float = Field(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the residual branches while training."""
+    seed: int = 1337
+    """Seed of the weights, the data order and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the matrix products; the weights stay fp32. auto: what the hardware does well."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; auto: where a compiler is found."""
+    resume: str = "auto"
+    """auto: from the newest valid checkpoint; no: afresh; or the path of a checkpoint."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics.jsonl."""
+
+
+class CheckpointTable(Config):
+    """When to save the whole training state."""
+
+    every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: about every tenth of the run."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+
+
+class EvalTable(Config):
+    """Validation while training."""
+
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: about every fifth of the run."""
+    tokens: int = Field(20_000, ge=256)
+    """At most this many validation tokens for each part."""
+    holdout: float = Field(0.005, gt=0, lt=0.5)
+    """Share of documents held out where a part names no validation files."""
+    prompts: list[str] = ["今天天气", "从前有一个", "The weather today", "Once upon a time"]
+    """Prompts, two for each language, continued greedily at every evaluation and kept in metrics.jsonl (as user turns in chat stages)."""
+    questions: str = ""
+    """A file below `data` with held-out questions and accepted answers, asked once at the end of the stage."""
+
+
+class Recipe(Config):
+    """One stage of training."""
+
+    stage: StageName
+    """pretrain: running text, every token trained; sft: chats, only the assistant's words trained."""
+    run: Path = Path("runs/run")
+    """The run folder; tokenizer, shards and stages of a run live in it."""
+    data: str = "builtin"
+    """The folder that the file globs are relative to; "builtin" is Oriole's own small bilingual world."""
+    model: str | ModelConfig = "demo"
+    """A preset's name or a table of the model's shape (first stage only; later stages take `init`'s)."""
+    init: str = ""
+    """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft."""
+    parts: dict[str, Part]
+    """The mixture; the names zh and en are reported as languages."""
+    tokenizer: TokenizerTable = TokenizerTable()
+    """How to make the run's tokenizer."""
+    train: TrainTable = TrainTable()
+    """How long and how to train."""
+    checkpoint: CheckpointTable = CheckpointTable()
+    """When to save."""
+    eval: EvalTable = EvalTable()
+    """When and on how much to validate."""
+
+    @field_validator("parts")
+    @classmethod
+    def _some_parts(cls, parts: dict[str, Part]) -> dict[str, Part]:
+        if not parts:
+            raise ValueError("needs at least one part, for example [parts.zh] with files = [...]")
+        return parts
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if (self.train.tokens is None) == (self.train.epochs is None):
+            raise ValueError("give exactly one of train.tokens and train.epochs")
+        if isinstance(self.model, str):
+            preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """`runs/<name>/<stage>`: where this stage keeps its files."""
+        return self.run / self.stage

@@ -1,0 +1,218 @@
+"""One stage of a run, from its files to a model folder: tokenizer, shards, model, training, saving.
+
+`run_stage(recipe)` reads as the story of a run. Whatever is already there and still fits is used again.
+"""
+
+import json
+import math
+import platform
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import oriole
+from oriole.config import read_toml, to_toml
+from oriole.errors import ConfigError, DataError, ModelError
+from oriole.log import Metrics, human, say
+from oriole.model.config import ModelConfig, preset
+from oriole.model.folder import load_model, save_model
+from oriole.model.lm import LM
+from oriole.text.shards import Mixture, Shards
+from oriole.text.tokenizer import Tokenizer
+from oriole.train.batch import Packer
+from oriole.train.checkpoint import write_json
+from oriole.train.loop import TrainConfig, Trainer
+from oriole.train.objectives import LMObjective
+from oriole.train.optim import OptimConfig
+from oriole.train.prepare import make_shards, make_tokenizer, weighted
+from oriole.train.recipe import Recipe
+from oriole.train.validate import bits_per_byte, continuations
+
+__all__ = ["Stage", "run_stage"]
+
+def run_stage(recipe: Recipe) -> dict[str, Any]:
+    """Train one stage and write `runs/<name>/<stage>/`; returns its closing record, which also ends metrics.jsonl.
+
+    The record: `{"event": "done", "stage", "seconds", "tokens", "parameters", "device", "bpb_before": {part: x},
+    "bpb": {part: x}}`; seconds are those of training and its evaluations, over all resumed pieces.
+    """
+    if done := _finished(recipe):
+        say(f"{recipe.folder} is finished; nothing to do (train.resume=no trains it afresh)", "green")
+        return done
+    if recipe.train.resume == "no" and recipe.folder.exists():
+        shutil.rmtree(recipe.folder)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    init = _init_folder(recipe)
+
+    tokenizer = make_tokenizer(recipe, init)
+    train, val = make_shards(recipe, tokenizer)
+    model = _model(recipe, tokenizer, init)
+    steps = _steps(recipe, train)
+    _write_identity(recipe, tokenizer, train)
+    _describe(recipe, model.config, train, steps)
+
+    stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed)
+    data = Packer(stream, recipe.train.batch_size, recipe.train.length)
+    metrics = Metrics(recipe.folder / "metrics.jsonl")
+    evaluation = _evaluation(recipe, model, tokenizer, val)
+    trainer = Trainer(
+        model,
+        LMObjective(),
+        data,
+        _train_config(recipe, steps),
+        _optim_config(recipe),
+        recipe.folder,
+        metrics=metrics,
+        evaluate=evaluation,
+        fingerprint=_fingerprint(recipe, tokenizer, train),
+    )
+    summary = trainer.fit()
+
+    chat = recipe.stage == "sft"
+    target = recipe.folder / "model"
+    save_model(model, target, chat=chat)
+    tokenizer.save(target, chat=chat)
+    done = {"event": "done", "stage": recipe.stage, "parameters": model.config.num_params(), **summary}
+    metrics.write(done)
+    metrics.close()
+    return done
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+def _finished(recipe: Recipe) -> dict[str, Any] | None:
+    """The closing record of a stage that was finished with this very recipe, else None."""
+    path = recipe.folder / "metrics.jsonl"
+    if recipe.train.resume == "no" or not path.exists() or not (recipe.folder / "model" / "model.safetensors").exists():
+        return None
+    last = path.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+    try:
+        record = json.loads(last)
+    except json.JSONDecodeError:
+        return None
+    if record.get("event") != "done":
+        return None
+    before, now = read_toml(recipe.folder / "recipe.toml"), _identity(recipe)
+    changed = [key for key in ("train", "parts", "model", "init", "data", "tokenizer") if before.get(key) != now.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{recipe.folder} was finished with another recipe ({', '.join(changed)} differ, see its recipe.toml); "
+            "choose another folder with run=… or train it afresh with train.resume=no"
+        )
+    return dict(record)
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it stands in recipe.toml, without the key that says how to resume."""
+    table = tomllib.loads(to_toml(recipe))
+    table.get("train", {}).pop("resume", None)
+    return table
+
+
+def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shards]) -> None:
+    settled = recipe.model_copy(update={"train": recipe.train.model_copy(update={"resume": "auto"})})
+    text = to_toml(settled)
+    # `resume` says how this call began, not what the run is.
+    (recipe.folder / "recipe.toml").write_text(text.replace('resume = "auto"\n', ""), encoding="utf-8")
+    write_json(
+        recipe.folder / "env.json",
+        {
+            "schema": 1,
+            "oriole": oriole.__version__,
+            "commit": commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "tokenizer": tokenizer.fingerprint(),
+            "data": {name: shards.fingerprint for name, shards in train.items()},
+        },
+    )
+
+
+def commit() -> str:
+    """The commit of the source tree Oriole runs from ("+" marks uncommitted changes), or "" outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        done = subprocess.run([git, "-C", str(here), *words], capture_output=True, text=True, timeout=10)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        head = ask("rev-parse", "--short=12", "HEAD")
+        return head + "+" if head and ask("status", "--porcelain", "--untracked-files=no") else head
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+
+# --- model and trainer -----------------------------------------------------------------------------------------------
+
+
+def _init_folder(recipe: Recipe) -> Path | None:
+    """The folder whose weights the stage starts from, None for random weights."""
+    match recipe.stage, recipe.init:
+        case (_, "random") | ("pretrain", ""):
+            return None
+        case ("sft", ""):
+            parent = recipe.run / "pretrain" / "model"
+            if not parent.exists():
+                raise ModelError(
+                    f"no pretrained model at {parent}; train it first, or name one with init=FOLDER (init=random for none)"
+                )
+            return parent
+        case _:
+            return Path(recipe.init)
+
+
+def _model(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
+    torch.manual_seed(recipe.train.seed)
+    if init is not None:
+        model = load_model(init)
+    else:
+        shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
+        model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ModelError(
+            f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; they belong to different models"
+        )
+    model.set_dropout(recipe.train.dropout)
+    return model
+
+
+def _steps(recipe: Recipe, train: dict[str, Shards]) -> int:
+    table = recipe.train
+    tokens = table.tokens or (table.epochs or 0) * sum(s.num_tokens for s in train.values())
+    return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))
+
+
+def _evaluation(recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards]) -> Callable[[int], dict[str, Any]]:
+    def evaluate(step: int) -> dict[str, Any]:
+        """Bits per byte of every part and the fixed prompts' continuations."""
+        bpb = {
+            name: round(bits_per_byte(model, s, length=recipe.train.length, max_tokens=recipe.eval.tokens), 4)
+            for name, s in val.items()
+        }
+        samples = continuations(model, tokenizer, recipe.eval.prompts, chat=recipe.stage == "sft")
+        return {"bpb": bpb, "samples": samples}
+
+    return evaluate
+
+
+def _describe(recipe: Recipe, shape: ModelConfig, train: dict[str, Shards], steps: int) -> None:
+    table = recipe.train
+    tokens = steps * table.batch_size * table.length * table.accumulate
+    have = ", ".join(f"{name} {human(s.num_tokens)}" for name, s in train.items())
+    say(
+        f"{recipe.stage}: {human(shape.num_params())} parameters, {steps:,} steps of "
+        f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {have})"
+    )

@@ -1,0 +1,96 @@
+"""Validation while training: bits per byte for each language, and fixed prompts continued greedily."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from oriole.infer.engine import Engine
+from oriole.infer.sample import Sampling
+from oriole.model.lm import LM
+from oriole.text.shards import Shards
+from oriole.text.template import Message, render
+from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
+
+__all__ = ["bits_per_byte", "continuations"]
+
+IGNORE = -100
+
+
+@torch.inference_mode()
+def bits_per_byte(model: LM, shards: Shards, *, length: int, max_tokens: int, batch: int = 16) -> float:
+    """Negative log2-likelihood of the trained tokens of `shards`, divided by their UTF-8 bytes.
+
+    Documents are read from the front, each cut into windows of `length` tokens that never see one another, until
+    `max_tokens` tokens were used. The first token of a window has no context and is not counted, nor is a reserved
+    token (it has no bytes). Independent of the tokenizer up to that, and of batch and packing.
+    Returns `nan` when nothing is counted.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    byte_lengths = torch.as_tensor(np.asarray(shards.byte_lengths), device=device)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    total_bytes = torch.zeros((), dtype=torch.int64, device=device)
+    for tokens, targets, doc in _batches(_windows(shards, length, max_tokens), batch, device):
+        h = model(tokens, doc=doc).h
+        rows = targets != IGNORE
+        logits = model.head("logits", h[rows]).float()  # (N, V): only the rows that count reach the head
+        counted = byte_lengths[targets[rows]] > 0
+        loss = F.cross_entropy(logits, targets[rows], reduction="none")
+        nats += (loss * counted).double().sum()
+        total_bytes += byte_lengths[targets[rows]].sum()
+    model.train(was_training)
+    return float(nats / math.log(2) / total_bytes) if total_bytes > 0 else math.nan
+
+
+def _windows(shards: Shards, length: int, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows (n,) of token ids and loss mask, at most `max_tokens` tokens in all, longest documents cut."""
+    left = max_tokens
+    for i in range(len(shards)):
+        ids, mask = shards.doc(i)
+        for start in range(0, len(ids), length):
+            if left <= 0:
+                return
+            window = slice(start, start + length)
+            left -= len(ids[window])
+            yield ids[window], mask[window]
+
+
+def _batches(
+    windows: Iterator[tuple[np.ndarray, np.ndarray]], batch: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Padded batches of windows of like length: tokens, targets and doc, each (B, T)."""
+    ordered = sorted(windows, key=lambda w: len(w[0]))
+    for start in range(0, len(ordered), batch):
+        group = ordered[start : start + batch]
+        shape = (len(group), max(len(ids) for ids, _ in group))
+        tokens = torch.full(shape, END_OF_TEXT, dtype=torch.int64)
+        targets = torch.full(shape, IGNORE, dtype=torch.int64)
+        doc = torch.full(shape, -1, dtype=torch.int32)
+        for row, (ids, mask) in enumerate(group):
+            n = len(ids)
+            tokens[row, :n] = torch.from_numpy(ids.astype(np.int64))
+            doc[row, :n] = 0
+            targets[row, : n - 1] = torch.where(
+                torch.from_numpy(mask[1:].astype(bool)), tokens[row, 1:n], torch.tensor(IGNORE)
+            )
+        yield tokens.to(device), targets.to(device), doc.to(device)
+
+
+def continuations(
+    model: LM, tokenizer: Tokenizer, prompts: Sequence[str], *, chat: bool, new_tokens: int = 48
+) -> list[dict[str, str]]:
+    """Each prompt continued greedily (as a user's turn when `chat`): `[{"prompt", "text"}]`."""
+    was_training = model.training
+    model.eval()
+    if chat:
+        ids = [render([Message("user", p)], tokenizer, generation=True)[0] for p in prompts]
+    else:
+        ids = [tokenizer.encode(p) for p in prompts]
+    sampling = Sampling(max_new_tokens=new_tokens, temperature=0.0, stop_ids=(END_OF_TEXT, IM_END))
+    answers = Engine(model, max_batch=max(1, len(ids))).run([(i, sampling) for i in ids])
+    model.train(was_training)
+    return [{"prompt": p, "text": tokenizer.decode(a)} for p, a in zip(prompts, answers, strict=True)]
