@@ -1,7 +1,7 @@
 """The decoder: tokens -> hidden states; heads are separate calls, so that nobody pays for logits they do not need."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -100,12 +100,17 @@ class LM(nn.Module):
                 writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, 0.0, std / math.sqrt(2 * self.config.num_layers) if writes_residual else std)
 
-    def _apply(self, fn: object, recurse: bool = True) -> Self:
-        """Move or cast the model; the rotary table follows to the device but stays fp32."""
+    def reset_rope(self) -> None:
+        """Compute the rotary tables anew, in fp32: they are no weights and never leave that precision."""
+        cos, sin = rope_table(self.config.head_dim, self.config.context, self.config.rope_theta)
+        device = self.embedding.weight.device
+        self.cos, self.sin = cos.to(device), sin.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the model; the rotary tables follow to the device but keep their precision."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.cos.dtype != torch.float32 and not self.cos.is_meta:
-            cos, sin = rope_table(self.config.head_dim, self.config.context, self.config.rope_theta)
-            self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        if self.cos.dtype != torch.float32:
+            self.reset_rope()
         return self
 
     def set_dropout(self, p: float) -> None:

@@ -1,0 +1,361 @@
+"""Token shards: documents as ids and loss masks on disk, and the seeded mixture that training reads them through.
+
+A shards folder holds flat little-endian arrays, mapped into memory when it is opened:
+
+    tokens.bin         ids of all documents, one after the other: u16, or u32 for more than 65,536 ids
+    mask.bin           u8 for each token, 1 where it is trained on; missing when all are
+    offsets.bin        i64 (documents + 1): where each document starts
+    sources.bin        u16 for each document: the place of its source in the index's list of names
+    byte_lengths.bin   i32 for each id of the vocabulary: its bytes of UTF-8, 0 for the reserved ones
+    index.json         schema, counts, the tokenizer's fingerprint, size and hash of each file
+
+It is written under another name and renamed when it is complete and on disk, so no reader ever sees half of one.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from oriole.errors import CheckpointError, ConfigError, DataError, raise_for_os_error
+from oriole.log import track
+from oriole.text.formats import Doc
+from oriole.text.template import Chat, render
+from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
+from oriole.text.writer import SCHEMA, Row, Writer, fingerprint, new_folder
+
+__all__ = ["Mixture", "Row", "Shards", "View", "encode_chats", "encode_docs", "held_out", "write_shards"]
+
+Ids = NDArray[np.uint16] | NDArray[np.uint32]
+Mask = NDArray[np.uint8]
+
+VERIFY_BYTES = 1 << 30
+"""Folders up to this size are hashed whenever they are opened (tenths of a second), larger ones only by `verify`."""
+BATCH_DOCS, BATCH_CHARS = 1000, 1_000_000
+"""Documents, or characters of them, that are encoded in one call."""
+
+
+def held_out(key: str, fraction: float) -> bool:
+    """Whether the document known by `key` belongs to the held-out `fraction`: the same answer always and everywhere."""
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass")) < fraction * 2.0**64
+
+
+# --- text to rows ----------------------------------------------------------------------------------------------------
+
+
+def encode_docs(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
+    """A row for each document, its text's ids and the end mark (id 0), every token trained on."""
+    with track("tokenizing", unit="tokens") as bar:
+        for batch in _batches(docs):
+            rows = tok.encode_batch(doc.text for doc in batch)
+            bar.update(sum(map(len, rows)) + len(rows))
+            for doc, ids in zip(batch, rows, strict=True):
+                ids.append(END_OF_TEXT)
+                yield ids, None, doc.source
+
+
+def _batches(docs: Iterable[Doc]) -> Iterator[list[Doc]]:
+    """Runs of documents that are worth one call of the tokenizer and still bounded."""
+    batch: list[Doc] = []
+    chars = 0
+    for doc in docs:
+        batch.append(doc)
+        chars += len(doc.text)
+        if len(batch) >= BATCH_DOCS or chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def encode_chats(chats: Iterable[Chat], tok: Tokenizer) -> Iterator[Row]:
+    """A row for each conversation as `render` writes it; it ends with its last message, not with a document end."""
+    with track("tokenizing", unit="tokens") as bar:
+        for chat in chats:
+            ids, mask = render(chat.messages, tok, tools=chat.tools)
+            bar.update(len(ids))
+            yield ids, mask, chat.source
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_shards(rows: Iterable[Row], tok: Tokenizer, folder: str | Path) -> "Shards":
+    """Write `rows`, encoded with `tok`, to a new `folder` and open it; memory stays bounded, rows may be any number.
+
+    A row without ids is left out. `DataError` when no row is left, when no token is trained on, or when the folder
+    already holds something; `ResourceError` when the disk is full or may not be written.
+    """
+    folder = Path(folder)
+    with new_folder(folder) as part, contextlib.closing(Writer(part, tok)) as writer:
+        for ids, mask, source in rows:
+            writer.add(ids, mask, source)
+        writer.finish()
+    return Shards.open(folder)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@final
+class Shards:
+    """A shards folder, opened: `len`, documents by number, counts. Arrays are read-only and mapped, not loaded."""
+
+    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """For `Shards.open`, which checks what it hands over."""
+        self.folder = folder
+        self.num_tokens: int = index["tokens"]
+        """Tokens of all documents."""
+        self.trained_tokens: int = index["trained_tokens"]
+        """Tokens with a mask of 1."""
+        self.fingerprint: str = index["fingerprint"]
+        """32 hex digits of the content."""
+        self.tokenizer: str = index["tokenizer"]
+        """The fingerprint of the tokenizer that made the ids."""
+        self.sources: tuple[str, ...] = tuple(index["sources"])
+        """The names that `source_ids` points to."""
+        self._files: Mapping[str, Mapping[str, Any]] = index["files"]
+        self._tokens: Ids = self._map("tokens.bin", "<u2" if index["vocab_size"] <= 65_536 else "<u4")
+        self._mask: Mask | None = self._map("mask.bin", "u1") if "mask.bin" in self._files else None
+        self._offsets: NDArray[np.int64] = self._map("offsets.bin", "<i8")
+        self.source_ids: NDArray[np.uint16] = self._map("sources.bin", "<u2")
+        """(documents,): the source of each as a place in `sources`."""
+        self.byte_lengths: NDArray[np.int32] = self._map("byte_lengths.bin", "<i4")
+        """(V,): bytes of UTF-8 of each id, 0 for the reserved ones."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a folder; `DataError` with the reason when it is missing, incomplete, damaged or of another schema."""
+        folder = Path(folder)
+        index = _read_index(folder)
+        for name, said in index["files"].items():
+            try:
+                size = (folder / name).stat().st_size
+            except OSError as error:
+                raise DataError(f"{folder} lacks {name}, which its index lists; {_AGAIN}") from error
+            if size != said["bytes"]:
+                raise DataError(f"{folder / name} has {size:,} bytes, its index says {said['bytes']:,}; {_AGAIN}")
+        try:
+            shards = cls(folder, index)
+        except OSError as error:
+            raise_for_os_error(error, "reading", folder)
+        if sum(said["bytes"] for said in index["files"].values()) <= VERIFY_BYTES:
+            shards.verify()
+        return shards
+
+    def verify(self) -> None:
+        """Read every file and compare its hash with the index; `DataError` names one that has changed."""
+        for name, said in self._files.items():
+            if xxhash.xxh3_64_hexdigest(self._map(name, "u1")) != said["xxh3"]:
+                raise DataError(f"{self.folder / name} is damaged: its content has changed; {_AGAIN}")
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.source_ids)
+
+    def doc(self, i: int) -> tuple[Ids, Mask]:
+        """Ids (n,) and loss mask (n,) of document `i`: read-only slices, nothing is copied."""
+        if not 0 <= i < len(self.source_ids):
+            raise IndexError(f"document {i} of {len(self)}")
+        start, end = self._offsets[i], self._offsets[i + 1]
+        return self._tokens[start:end], (self._ones[: end - start] if self._mask is None else self._mask[start:end])
+
+    def source(self, i: int) -> str:
+        """The name of document `i`'s source."""
+        return self.sources[self.source_ids[i]]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(documents,): tokens of each."""
+        return np.diff(self._offsets)
+
+    @cached_property
+    def _ones(self) -> Mask:
+        """The mask of the longest document where all are ones."""
+        ones = np.ones(int(self.lengths.max()), np.uint8)
+        ones.flags.writeable = False
+        return ones
+
+    def _map(self, name: str, dtype: str) -> NDArray[Any]:
+        # Slicing a plain view of the mapping takes a third of the time that slicing a `memmap` does.
+        return np.memmap(self.folder / name, np.dtype(dtype), "r").view(np.ndarray)
+
+
+_AGAIN = "delete the folder and make the shards again"
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The index of a shards folder, of this schema and unchanged since it was written."""
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"no token shards at {folder} (it has no index.json); make them first") from error
+    except OSError as error:
+        raise_for_os_error(error, "reading", path)
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
+    schema = index.get("schema") if isinstance(index, dict) else None
+    if schema != SCHEMA:
+        raise DataError(f"{folder} has shards of schema {schema}, this Oriole reads schema {SCHEMA}; {_AGAIN}")
+    if index.get("fingerprint") != fingerprint(index):
+        raise DataError(f"{path} was changed after it was written; {_AGAIN}")
+    return dict(index)
+
+
+@final
+class View:
+    """Some documents of a shards folder, in the order of `indices`, as a folder of their own would show them."""
+
+    def __init__(self, shards: Shards, indices: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        self.shards = shards
+        self._indices: NDArray[np.int64] = np.asarray(indices, np.int64)
+        if self._indices.ndim != 1:
+            raise ValueError(f"the indices of a view have the shape {self._indices.shape}, not (n,)")
+        if len(self._indices) and not 0 <= self._indices.min() <= self._indices.max() < len(shards):
+            raise IndexError(f"a view on documents outside the {len(shards)} of {shards.folder}")
+        self.num_tokens = int(shards.lengths[self._indices].sum())
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def doc(self, i: int) -> tuple[Ids, Mask]:
+        """Ids (n,) and loss mask (n,) of the view's document `i`."""
+        if i < 0:
+            raise IndexError(f"document {i} of {len(self)}")
+        return self.shards.doc(self._indices[i])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the shards' content or the choice."""
+        hash = xxhash.xxh3_128(self.shards.fingerprint.encode())
+        hash.update(np.ascontiguousarray(self._indices.astype("<i8")))
+        return hash.hexdigest()
+
+
+# --- mixing ----------------------------------------------------------------------------------------------------------
+
+
+@final
+class _Walk:
+    """One part of a mixture: epoch after epoch, each in an order of its own."""
+
+    def __init__(self, name: str, part: View | Shards, share: float, seed: int) -> None:
+        self.name, self.part, self.share, self._seed = name, part, share, seed
+        self.size = len(part)
+        self.epoch = self.cursor = self.tokens = 0
+        self._order_of = -1
+        self._order: NDArray[np.int64]
+
+    def next(self) -> tuple[Ids, Mask]:
+        if self.cursor == self.size:
+            self.epoch, self.cursor = self.epoch + 1, 0
+        if self._order_of != self.epoch:
+            self._order, self._order_of = self._permutation(self.epoch), self.epoch
+        doc = self.part.doc(self._order[self.cursor])
+        self.cursor += 1
+        self.tokens += len(doc[0])
+        return doc
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        # Sorting a generator's raw output, because NumPy promises that stream for all versions, `permutation` not.
+        key = xxhash.xxh3_128_intdigest(f"{self._seed}\0{self.name}\0{epoch}".encode())
+        return np.argsort(np.random.PCG64(key).random_raw(self.size), kind="stable")
+
+
+@final
+class Mixture:
+    """An endless iterator of documents, ids (n,) and loss mask (n,), from several parts by their shares of the tokens.
+
+    The next document comes from the part that is furthest below its share of the tokens so far (the first of equals).
+    Each part is walked in epochs, each a permutation that follows from `seed`, the part's name and the epoch alone:
+    the state is a few numbers for each part, whatever the size of the data.
+    """
+
+    def __init__(self, parts: Mapping[str, View | Shards], weights: Mapping[str, float], seed: int) -> None:
+        """`weights` need not sum to 1; a part of weight 0 is left out. `ConfigError`, `DataError` when unusable."""
+        if set(parts) != set(weights):
+            raise ConfigError(f"the mixture has parts {_names(parts)} but weights for {_names(weights)}; name the same")
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(f"the weight of part '{name}' is {weight}; give a number that is not negative")
+            if weight and not parts[name].num_tokens:
+                raise DataError(f"part '{name}' of the mixture is empty; give it files or a weight of 0")
+        total = sum(weights.values())
+        if not total:
+            raise ConfigError("no part of the mixture has a weight above 0; give at least one")
+        self._seed = seed
+        self._walks = [_Walk(n, part, weights[n] / total, seed) for n, part in parts.items() if weights[n]]
+        self._tokens = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Ids, Mask]:
+        walk = self._walks[0]
+        most = walk.share * self._tokens - walk.tokens
+        for other in self._walks[1:]:
+            behind = other.share * self._tokens - other.tokens
+            if behind > most:
+                walk, most = other, behind
+        doc = walk.next()
+        self._tokens += len(doc[0])
+        return doc
+
+    def epochs(self) -> dict[str, float]:
+        """How often each part has been walked, 1.5 after one and a half times."""
+        return {walk.name: walk.epoch + walk.cursor / walk.size for walk in self._walks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as JSON: a mixture of the same parts that loads it goes on with the very next document."""
+        return {
+            "schema": SCHEMA,
+            "seed": self._seed,
+            "parts": {
+                w.name: {"epoch": w.epoch, "cursor": w.cursor, "tokens": w.tokens, **_identity(w)} for w in self._walks
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; `CheckpointError` unless it comes from the same parts, weights and seed."""
+        if state.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"the data position has schema {state.get('schema')}, this Oriole reads {SCHEMA}; start the run afresh"
+            )
+        if state["seed"] != self._seed:
+            raise CheckpointError(
+                f"the data was shuffled with seed {state['seed']}, not {self._seed}; use that seed to go on"
+            )
+        if list(state["parts"]) != [w.name for w in self._walks]:
+            raise CheckpointError(
+                f"the data position is one of parts {_names(state['parts'])}, the mixture has "
+                f"{_names(w.name for w in self._walks)}; use the same parts to go on"
+            )
+        for walk in self._walks:
+            said = state["parts"][walk.name]
+            for key, now in _identity(walk).items():
+                if said[key] != now:
+                    raise CheckpointError(
+                        f"part '{walk.name}' had {key} {said[key]} when the position was saved, now {now}; "
+                        "use the same data and weights to go on, or start the run afresh"
+                    )
+        for walk in self._walks:
+            said = state["parts"][walk.name]
+            walk.epoch, walk.cursor, walk.tokens = said["epoch"], said["cursor"], said["tokens"]
+        self._tokens = sum(w.tokens for w in self._walks)
+
+
+def _identity(walk: _Walk) -> dict[str, Any]:
+    """What must be the same for a position to mean the same."""
+    return {"fingerprint": walk.part.fingerprint, "share": walk.share}
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

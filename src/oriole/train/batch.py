@@ -1,0 +1,119 @@
+"""Documents -> fixed-shape batches: several documents share a row, and none of them sees another."""
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORE", "Batch", "Packer"]
+
+IGNORE = -100
+"""Target of a position that is not trained."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch; every tensor is (B, T)."""
+
+    tokens: Tensor
+    """Token ids, int64."""
+    targets: Tensor
+    """The next token of the same document where it is trained, else IGNORE; int64."""
+    doc: Tensor
+    """Number of the document within its row, -1 for padding; int32."""
+    pos: Tensor
+    """Position within the document, for RoPE; int64."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on `device`."""
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.targets, self.doc, self.pos)))
+
+
+class Stream(Protocol):
+    """An infinite iterator of (ids, mask), each (n,), that can be resumed; `text.shards.Mixture` is one."""
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Piece = tuple[int, int, np.ndarray, np.ndarray]
+"""Length, order of arrival, tokens (n,), targets (n,)."""
+
+
+class Packer:
+    """Packs a stream of documents into batches (B, T), best fit first.
+
+    A document longer than T is cut into pieces that keep their targets across the cut but start anew otherwise. The
+    oldest waiting piece opens a row, so that none waits for ever; then the longest that fits follows, until nothing
+    does. About `2 B T` tokens wait in the buffer: enough to fill rows of short chats beyond 97 %, and little to save.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int, length: int) -> None:
+        self.stream, self.batch_size, self.length = stream, batch_size, length
+        self._waiting: list[Piece] = []  # sorted by length, then by arrival
+        self._waiting_tokens = 0
+        self._arrived = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        shape = (self.batch_size, self.length)
+        tokens = np.zeros(shape, np.int64)
+        targets = np.full(shape, IGNORE, np.int64)
+        doc = np.full(shape, -1, np.int32)
+        pos = np.zeros(shape, np.int64)
+        for row in range(self.batch_size):
+            end = 0
+            for number, (n, _, ids, next_ids) in enumerate(self._row()):
+                span = slice(end, end + n)
+                tokens[row, span], targets[row, span] = ids, next_ids
+                doc[row, span], pos[row, span] = number, np.arange(n)
+                end += n
+        return Batch(*(torch.from_numpy(a) for a in (tokens, targets, doc, pos)))
+
+    def _row(self) -> Iterator[Piece]:
+        """The pieces of one row."""
+        self._refill()
+        space = self.length
+        index: int = min(range(len(self._waiting)), key=lambda i: self._waiting[i][1])
+        while index >= 0:
+            piece = self._waiting.pop(index)
+            self._waiting_tokens -= piece[0]
+            space -= piece[0]
+            yield piece
+            # The longest piece not longer than the space left, the youngest of that length; -1: none fits.
+            index = bisect_right(self._waiting, space, key=lambda p: p[0]) - 1
+
+    def _refill(self) -> None:
+        while self._waiting_tokens < 2 * self.batch_size * self.length:
+            ids, mask = next(self.stream)
+            following = np.append(np.where(mask[1:], ids[1:].astype(np.int64), IGNORE), IGNORE)
+            for start in range(0, len(ids), self.length):
+                span = slice(start, start + self.length)
+                insort(self._waiting, (len(ids[span]), self._arrived, ids[span], following[span]), key=lambda p: p[:2])
+                self._arrived += 1
+            self._waiting_tokens += len(ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's state and the waiting pieces, for JSON; bounded by the buffer, whatever the corpus."""
+        return {
+            "stream": self.stream.state_dict(),
+            "arrived": self._arrived,
+            "waiting": [[order, ids.tolist(), targets.tolist()] for _, order, ids, targets in self._waiting],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.stream.load_state_dict(state["stream"])
+        self._arrived = state["arrived"]
+        self._waiting = [
+            (len(ids), order, np.array(ids, np.int64), np.array(targets, np.int64))
+            for order, ids, targets in state["waiting"]
+        ]
+        self._waiting_tokens = sum(p[0] for p in self._waiting)

@@ -1,0 +1,228 @@
+"""Checkpoints that survive a kill at any moment, a full disk and a damaged file.
+
+    root/step-120/   model.safetensors optimizer.safetensors … state.json   what `save` was given
+                     manifest.json   {"schema": 1, "files": {name: {"sha256", "size"}}}
+
+A checkpoint is written beside its place, flushed to the disk, and only then renamed into it; before anything is used,
+every file is compared with the manifest. Tensors are safetensors, the rest is JSON: reading one runs no code.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oriole.errors import CheckpointError, raise_for_os_error
+from oriole.log import say
+
+__all__ = ["Checkpoint", "latest_valid", "load", "restore_rng", "rng_state", "save", "write_json"]
+
+SCHEMA = 1
+TEMPORARY = ".tmp"
+"""Suffix of what is being written; whatever still has it was not finished."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    """By file stem, then by name; on the CPU."""
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write `root/step-<step>` so that it is either whole or absent; then delete all but the newest `keep`.
+
+    Checkpoints of later steps are deleted too: they belong to a branch that was left by resuming from before them.
+    Raises `ResourceError` when the disk is full; earlier checkpoints are then as they were.
+    """
+    target = root / f"step-{step}"
+    temporary = root / f"step-{step}{TEMPORARY}"
+    try:
+        _remove_leftovers(root)
+        temporary.mkdir(parents=True)
+        for stem, named in tensors.items():
+            _write_tensors(temporary / f"{stem}.safetensors", named)
+        _write_text(temporary / "state.json", json.dumps({"step": step, **state}, ensure_ascii=False))
+        files = {path.name: {"sha256": _sha256(path), "size": path.stat().st_size} for path in temporary.iterdir()}
+        _write_text(temporary / "manifest.json", json.dumps({"schema": SCHEMA, "files": files}, indent=1))
+        _sync(temporary)
+        if target.exists():  # the same step again: the old one stays until the new one is whole
+            os.replace(target, root / f"step-{step}.old{TEMPORARY}")
+        os.replace(temporary, target)
+        _sync(root)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise_for_os_error(error, "saving the checkpoint", target)
+    _remove_leftovers(root)
+    steps = _steps(root)
+    for old in steps:
+        if old > step or old in sorted(s for s in steps if s <= step)[:-keep]:
+            shutil.rmtree(root / f"step-{old}", ignore_errors=True)
+    return target
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after comparing every file with the manifest.
+
+    Raises `CheckpointError` naming the file that is missing, cut short or changed.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{path} was written by another version of Oriole (schema {manifest['schema']}, this one reads {SCHEMA})"
+            )
+        files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}/manifest.json is damaged ({error})") from error
+    if "state.json" not in files:
+        raise CheckpointError(f"{path}/manifest.json is damaged (it does not list state.json)")
+    for name, (size, sha256) in files.items():
+        _check(path / name, size, sha256)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {Path(n).stem: load_file(path / n) for n in files if n.endswith(".safetensors")}
+    return Checkpoint(path, int(state["step"]), state, tensors)
+
+
+def latest_valid(root: Path) -> Checkpoint | None:
+    """The newest checkpoint below `root` that is whole, None when there is none at all.
+
+    Every newer one that was refused is reported with the reason. Raises `CheckpointError` when there are checkpoints
+    but all are damaged: to start afresh then is for the user to say.
+    """
+    _remove_leftovers(root)
+    steps = sorted(_steps(root), reverse=True)
+    for step in steps:
+        try:
+            return load(root / f"step-{step}")
+        except CheckpointError as error:
+            say(f"checkpoint step-{step} is not used: {error}", "yellow")
+    if steps:
+        raise CheckpointError(
+            f"none of the {len(steps)} checkpoints in {root} is whole; restore one from a copy, "
+            "or start afresh with train.resume=no"
+        )
+    return None
+
+
+def _steps(root: Path) -> list[int]:
+    if not root.is_dir():
+        return []
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in root.iterdir())
+    return [int(match[1]) for match in names if match]
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Delete what an earlier process left half written."""
+    for path in root.glob(f"step-*{TEMPORARY}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _check(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise CheckpointError(f"{path} has {found:,} bytes instead of {size:,}")
+        if _sha256(path) != sha256:
+            raise CheckpointError(f"{path} is damaged (its sha256 is not the manifest's)")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    on_host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(on_host, path)
+    except SafetensorError as error:
+        # The library gives the system's error number only inside its text.
+        if match := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
+        raise
+    _sync(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write a JSON file so that readers see either the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(temporary, json.dumps(obj, ensure_ascii=False, indent=1) + "\n")
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise_for_os_error(error, "writing", path)
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+
+def rng_state(device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The generators of Python and NumPy as JSON, those of torch (CPU, and `device` where it is a GPU) as tensors."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    plain = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+    tensors = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    return plain, tensors
+
+
+def restore_rng(plain: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put all generators back to what `rng_state` gave; a GPU's only where both sides have one."""
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = plain["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)

@@ -1,0 +1,102 @@
+"""What is minimised. An objective returns a SUM over its units and says how many units a batch has; the trainer
+divides once, by the global weight."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oriole.model.lm import LM
+from oriole.train.batch import IGNORE, Batch
+
+__all__ = ["LMObjective", "Loss", "cross_entropy", "cross_entropy_chunk"]
+
+CHUNK = 1024
+"""Rows whose logits exist at the same time; every chunk is padded to it, so that a compiled one never recompiles."""
+
+ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class Loss(NamedTuple):
+    """A loss as a sum, and sums of whatever else is worth a line in the log."""
+
+    sum: Tensor
+    """0-dim, fp32, with gradient."""
+    metrics: dict[str, Tensor]
+    """Detached 0-dim sums over the same units."""
+
+
+class LMObjective:
+    """Next-token cross-entropy over the trained tokens: pretraining and SFT alike; they differ in their batches.
+
+    Call it with a compiled model, but do not compile the call itself: how many rows have a target differs from batch
+    to batch. `compile()` compiles what is worth it in here.
+    """
+
+    def __init__(self) -> None:
+        self._chunk: ChunkFunction = cross_entropy_chunk
+
+    def compile(self) -> None:
+        """Compile the loss and its gradient: three passes over the logits become one."""
+        self._chunk = torch.compile(cross_entropy_chunk)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Trained tokens of the batch, 0-dim int64."""
+        return (batch.targets != IGNORE).sum()
+
+    def __call__(self, model: LM, batch: Batch) -> Loss:
+        out = model(batch.tokens, batch.doc, batch.pos)
+        rows = (batch.targets != IGNORE).flatten().nonzero().squeeze(-1)  # (N,): rows without a target cost nothing
+        h, targets = out.h.flatten(0, 1)[rows], batch.targets.flatten()[rows]
+        weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
+        return Loss(cross_entropy(h, weight, targets, self._chunk) + out.aux * len(rows), {})
+
+
+def cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFunction | None = None) -> Tensor:
+    """Sum of -log softmax(h W^T)[target] over h (N, D), W (V, D), targets (N,); 0-dim fp32 (fp64 for fp64 inputs).
+
+    The logits never exist for more than CHUNK rows: their gradient is formed in the forward pass, where they are at
+    hand, and only scaled in the backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
+    """
+    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
+    return result
+
+
+def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (0-dim) and its gradients by x (n, D) and w (V, D) for the targets y (n,); rows with y < 0 count nothing."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    logits = (x @ w.T).to(exact)  # (n, V)
+    log_z = logits.logsumexp(-1, keepdim=True)
+    counts = (y >= 0)[:, None]
+    at_target = torch.arange(w.shape[0], device=w.device) == y[:, None]
+    loss = ((log_z - logits.gather(-1, y.clamp(min=0)[:, None])) * counts).sum()
+    grad = (((logits - log_z).exp() - at_target.to(exact)) * counts).to(x.dtype)  # softmax - one_hot
+    return loss, grad @ w, grad.T @ x
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFunction) -> Tensor:
+        kind = h.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+        w = weight.detach().to(low)
+        total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
+        grad_h, grad_w = torch.empty_like(h), torch.zeros_like(weight)
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(targets), CHUNK):
+                x, y = h.detach()[start : start + CHUNK].to(low), targets[start : start + CHUNK]
+                n = len(y)
+                x, y = F.pad(x, (0, 0, 0, CHUNK - n)), F.pad(y, (0, CHUNK - n), value=IGNORE)
+                loss, grad_x, grad_part = chunk(x, w, y)
+                total += loss
+                grad_h[start : start + n] = grad_x[:n]
+                grad_w += grad_part
+        ctx.save_for_backward(grad_h, grad_w)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_h, grad_w = ctx.saved_tensors
+        return grad_h * upstream.to(grad_h.dtype), grad_w * upstream.to(grad_w.dtype), None, None

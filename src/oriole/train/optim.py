@@ -1,0 +1,213 @@
+"""AdamW with a schedule, one global clip and a finite check that never waits for the device.
+
+The fused AdamW kernels divide every gradient by `optimizer.grad_scale` and do nothing at all where
+`optimizer.found_inf` is 1; `torch.amp.GradScaler` talks to them in this way. Here the same two tensors carry the
+clipping, the loss scale of fp16 and the check for NaN, so that a step costs one pass over the gradients (their norm)
+and no host synchronisation.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from oriole.config import Config
+from oriole.errors import CheckpointError
+
+__all__ = ["OptimConfig", "Optimizer", "lr_at", "parameter_groups"]
+
+FUSED_SKIPS = ("cpu", "cuda")
+"""Devices whose fused kernel honours grad_scale and found_inf; elsewhere the host looks at the norm itself."""
+
+FIRST_LOSS_SCALE = 2.0**16
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class OptimConfig(Config):
+    """AdamW and its learning rate."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of the matrices that are not embeddings."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate after the warmup."""
+    warmup: float = Field(0.02, ge=0)
+    """Linear warmup: below 1 a share of all steps, else a number of steps."""
+    min_lr: float = Field(0.1, ge=0, le=1)
+    """Learning rate of the last step as a share of the peak (not used by `constant`)."""
+    decay: float = Field(0.4, gt=0, le=1)
+    """`wsd` only: the share of all steps, at the end, that decay linearly."""
+    clip: float = Field(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down to it."""
+
+
+def lr_at(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of step `step` = 0 … total - 1.
+
+    With n = step + 1 and w warmup steps: n / w of the peak for n <= w; then, reaching `min_lr` of the peak at n = total,
+    cosine: m + (1 - m) (1 + cos(pi (n - w) / (total - w))) / 2 (Loshchilov & Hutter 2017); wsd: the peak, and a straight
+    line over the last `decay` of the steps (Hu et al. 2024); constant: the peak.
+    """
+    n = step + 1
+    warmup = round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
+    if n <= warmup:
+        return config.lr * n / warmup
+    low = config.min_lr
+    match config.schedule:
+        case "constant":
+            share = 1.0
+        case "cosine":
+            progress = min(1.0, (n - warmup) / max(1, total - warmup))
+            share = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "wsd":
+            start = max(warmup, total - round(config.decay * total))
+            progress = min(1.0, max(0, n - start) / max(1, total - start))
+            share = 1 - (1 - low) * progress
+    return config.lr * share
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two AdamW groups: matrices that are not embeddings are decayed; embeddings, norms and biases are not.
+
+    A head tied to the embedding is an embedding. Frozen parameters are in neither group, all others in exactly one.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
+            (decayed if is_matrix else plain).append(parameter)
+    claimed = [id(p) for p in (*decayed, *plain)]
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(claimed) == len(set(claimed)) and set(claimed) == wanted, "every parameter belongs to exactly one group"
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW with the two tensors that its fused kernels look for."""
+
+    grad_scale: Tensor
+    found_inf: Tensor
+
+
+class Optimizer:
+    """The weights' update: schedule, clip, finite check, AdamW.
+
+    `loss_scale` is for fp16: multiply the loss by `scale` before the backward pass; it halves whenever a gradient
+    overflows and doubles after 2,000 good steps (Micikevicius et al. 2018).
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, total: int, *, loss_scale: bool = False) -> None:
+        self.config, self.total = config, total
+        self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        device = self._parameters[0].device
+        self._fused_skips = device.type in FUSED_SKIPS
+        self._adamw = _AdamW(
+            parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=self._fused_skips,
+        )
+        self.scale: Tensor | None = torch.full((), FIRST_LOSS_SCALE, device=device) if loss_scale else None
+        """Factor of the loss (fp16 only)."""
+        self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates left out so far, on the device."""
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates left out since the last good one, on the device."""
+
+    def step(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the weights with the gradients and forget those; returns (gradient norm, 1.0 if skipped), on the device.
+
+        Nothing is updated, not even AdamW's moments and step counts, when the norm or the `loss` is not finite.
+        """
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        scale = self.scale if self.scale is not None else torch.ones_like(norm)
+        norm = norm / scale
+        bad = (~(norm.isfinite() & loss.isfinite())).float()
+        divisor = scale * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
+
+        for group in self._adamw.param_groups:
+            group["lr"] = lr_at(step, self.total, self.config)
+        if self._fused_skips:
+            self._adamw.grad_scale, self._adamw.found_inf = divisor, bad
+            self._adamw.step()
+        elif not bad:
+            torch._foreach_div_(grads, divisor)
+            self._adamw.step()
+        self._adamw.zero_grad()
+
+        if self.scale is not None:
+            torch._amp_update_scale_(self.scale, self._good_steps, bad, 2.0, 0.5, LOSS_SCALE_GROWTH_STEPS)
+        skipped = bad.to(torch.int64)
+        self.skipped += skipped
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
+        return norm, bad
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to be saved: `<parameter>.<exp_avg|exp_avg_sq|step>` and the counters."""
+        out = {
+            f"{self._names[id(parameter)]}.{key}": value
+            for parameter, state in self._adamw.state.items()
+            for key, value in state.items()
+        }
+        out["oriole.skipped"] = self.skipped
+        out["oriole.skipped_in_a_row"] = self.skipped_in_a_row
+        if self.scale is not None:
+            out |= {"oriole.scale": self.scale, "oriole.good_steps": self._good_steps}
+        return out
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors()` gave; `CheckpointError` when a tensor is missing or has another shape.
+
+        A loss scale is taken over where both sides have one: a run may go on in another dtype.
+        """
+        left = dict(tensors)
+        for parameter in self._parameters:
+            name = self._names[id(parameter)]
+            if f"{name}.step" not in left:  # never had a gradient
+                continue
+            state = {"step": _take(left, f"{name}.step", ())}
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = _take(left, f"{name}.{key}", parameter.shape).to(parameter.device, parameter.dtype)
+            # The fused CUDA kernel counts on the device, the CPU kernel on the host.
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+            self._adamw.state[parameter] = state
+        device = self.skipped.device
+        self.skipped = _take(left, "oriole.skipped", ()).to(device)
+        self.skipped_in_a_row = _take(left, "oriole.skipped_in_a_row", ()).to(device)
+        scale, good_steps = left.pop("oriole.scale", None), left.pop("oriole.good_steps", None)
+        if self.scale is not None and scale is not None and good_steps is not None:
+            self.scale, self._good_steps = scale.to(device), good_steps.to(device)
+        if left:
+            raise CheckpointError(f"the optimizer's state has {_some(left)}, which this model does not have")
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise CheckpointError(f"the optimizer's state lacks {name}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise CheckpointError(f"the optimizer's {name} has shape {tuple(tensor.shape)}, the model needs {tuple(shape)}")
+    return tensor.clone()
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
