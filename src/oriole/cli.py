@@ -70,7 +70,9 @@ def _top(
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: oriole demo   (resumes where it was stopped; oriole demo run=/tmp/demo for another folder)")
+@app.command(
+    epilog="Example: oriole demo   (a second call goes on where the first was stopped; run=FOLDER for another place)"
+)
 def demo(settings: Settings = None) -> None:
     """The whole story on the built-in bilingual corpus: tokenizer, pretraining, fine-tuning, evaluation, report."""
     from oriole.apps import report
@@ -186,10 +188,14 @@ def load_recipes(name: str, settings: Sequence[str]) -> list["Recipe"]:
     files = {stage: path for stage, path in files.items() if path.exists()}
     if not files:
         builtin = sorted({n.partition("/")[0] for n in builtin_recipes()})
-        raise ConfigError(f"no recipes in '{name}'; built in are {', '.join(builtin)}, or give a folder with pretrain.toml")
+        raise ConfigError(f"no recipes in '{name}'; built in are {', '.join(builtin)}, or give a folder of .toml files")
     out = []
     for stage, path in files.items():
-        own = [s.removeprefix(f"{stage}.") for s in settings if s.partition(".")[0] not in files or s.startswith(f"{stage}.")]
+        own = [
+            s.removeprefix(f"{stage}.")
+            for s in settings
+            if s.partition(".")[0] not in files or s.startswith(f"{stage}.")
+        ]
         out.append(load_recipe(str(path), own))
     return out
 

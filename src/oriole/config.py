@@ -63,7 +63,9 @@ def _parse_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         pass
     try:
-        return float(text) if any(c in text for c in "0123456789") else text  # TOML has no `3e6` without a dot before 1.0
+        return (
+            float(text) if any(c in text for c in "0123456789") else text
+        )  # TOML has no `3e6` without a dot before 1.0
     except ValueError:
         return text
 

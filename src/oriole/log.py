@@ -100,7 +100,7 @@ class Tracker:
                 TextColumn("{task.percentage:>3.0f}%"), _Fields(), console=console, transient=False,
                 refresh_per_second=4,
             )  # fmt: skip
-            self._task = self._bar.add_task(what, total=total, completed=done, tracker=self)
+            self._task = self._bar.add_task(what, total=total, completed=int(done), tracker=self)
 
     def __enter__(self) -> Self:
         if self._bar:

@@ -190,7 +190,7 @@ COMPOUND: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-CARD_TITLES = ("Name: {n}", "{n}", "Card of {n}", "About {n}")
+CARD_TITLES = {"person": ("Name: {n}", "{n}"), "place": ("Place: {n}", "{n}")}
 CARD = {
     "home": "Home: {v}",
     "job": "Job: {v}",

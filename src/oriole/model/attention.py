@@ -73,4 +73,5 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (stacked @ k.transpose(-1, -2)).view(b, kv, h // kv, t, -1)
     allowed = _causal(t, q.device) if mask is None else mask[:, :, None]
     weights = scores.float().masked_fill(~allowed, -math.inf).softmax(-1).to(v.dtype)
-    return (weights.view(b, kv, h // kv * t, -1) @ v).view(b, h, t, d)
+    out: Tensor = weights.view(b, kv, h // kv * t, -1) @ v
+    return out.view(b, h, t, d)

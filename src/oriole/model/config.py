@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from oriole.config import Config
+from oriole.config import Config, validate
 from oriole.errors import ConfigError
 
 __all__ = ["PRESETS", "ModelConfig", "preset"]
@@ -107,11 +107,11 @@ PRESETS: dict[str, ModelConfig] = {
 """The shapes of DESIGN section 4; a recipe's tokenizer decides the vocabulary in the end."""
 
 
-def preset(name: str, *, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
-    """The preset of that name, with another vocabulary or context if given."""
+def preset(name: str, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
+    """The preset of that name, with another vocabulary or context if given; `ConfigError` with the nearest name."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
+        near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(PRESETS)}"
         raise ConfigError(f"no model preset '{name}'; {hint}")
-    changes = {"vocab_size": vocab_size, "context": context}
-    return PRESETS[name].model_copy(update={k: v for k, v in changes.items() if v is not None})
+    changes = {k: v for k, v in (("vocab_size", vocab_size), ("context", context)) if v is not None}
+    return validate(ModelConfig, PRESETS[name].model_dump() | changes, f"preset {name}")

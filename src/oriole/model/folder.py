@@ -1,246 +1,340 @@
-"""Model folders are Hugging Face folders: config.json, model.safetensors, generation_config.json.
+"""Model folders: a plain Hugging Face folder of Qwen3 (or Llama) form, written and read.
 
-The tensors carry Qwen3's names (Llama's without QK-norm), q k v and gate up apart, so that every tool which knows those
-models loads ours. config.json is written in the dialects of transformers 4 and 5 at once: each reads its own spelling
-of the rotary base and the dtype, and silently assumes a default where it finds only the other's.
+`config.json` is written so that transformers 4.57 and 5 read the same model: the older one knows `rope_theta` and
+`torch_dtype`, the newer one `rope_parameters` and `dtype`. Only safetensors and JSON are touched, never pickle.
 """
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oriole.errors import ModelError, raise_for_os_error
+from oriole.config import validate
+from oriole.errors import ConfigError, ModelError, raise_for_os_error
 from oriole.model.config import ModelConfig
+from oriole.model.layers import Block
 from oriole.model.lm import LM
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["SCHEMA", "load_model", "read_config", "save_model", "to_hf"]
 
-END_OF_TEXT, IM_END = 0, 2  # the tokenizer's reserved ids, fixed for ever
+SCHEMA = 1
+"""Version of what Oriole writes into a model folder; a higher one is refused."""
+
+END_OF_TEXT, END_OF_TURN = 0, 2
+"""Reserved ids (see `text.tokenizer`): where a pretrained model stops, and a chat model too."""
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-def save_model(model: LM, folder: Path, *, chat: bool, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model into `folder`; a `chat` model stops at <|im_end|>, another at <|endoftext|>.
+# --- writing ---------------------------------------------------------------------------------------------------------
 
-    Every file appears whole or not at all. Errors: ResourceError when the disk is full or not writable.
+
+def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype = torch.float32) -> None:
+    """Write `model.safetensors`, `generation_config.json` and `config.json` into `folder`, each in one atomic step.
+
+    `chat` models stop at the end of a turn or of the text, others at the end of the text only. `dtype` is that of the
+    tensors on disk. Other files in the folder (the tokenizer's) stay. A value head is run state and is not written.
+    `ResourceError` when the disk is full or the folder not writable.
     """
-    config = _hf_config(model.config, chat, dtype)
-    stop: Any = [IM_END, END_OF_TEXT] if chat else END_OF_TEXT
-    generation = {"eos_token_id": stop, "pad_token_id": END_OF_TEXT, "do_sample": True, "temperature": 0.8}
-    generation |= {"top_k": 50, "top_p": 0.95}
+    if "reward" in model.scalar_heads:
+        raise ModelError(f"a reward model cannot be saved to {folder} yet; save the language model without that head")
+    folder = Path(folder)
+    # Views that share one fused matrix do not overlap, which is all that safetensors asks for.
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in to_hf(model).items()}
+    stop = [END_OF_TURN, END_OF_TEXT] if chat else END_OF_TEXT
+    generation: dict[str, Any] = {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
+    if chat:
+        generation |= {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.to("cpu", dtype).contiguous() for k, v in to_hf(model).items()}
-        part = folder / "model.safetensors.tmp"
-        save_file(tensors, part, metadata={"format": "pt"})
-        os.replace(part, folder / "model.safetensors")
-        for name, content in (("config.json", config), ("generation_config.json", generation)):
-            part = folder / f"{name}.tmp"
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, folder / name)
-    except OSError as error:
-        raise_for_os_error(error, "writing the model folder", folder)
-    except SafetensorError as error:  # safetensors wraps the system's error in its own
-        raise_for_os_error(OSError(_errno_of(error), str(error)), "writing the model folder", folder)
-
-
-def _errno_of(error: SafetensorError) -> int:
-    import errno
-
-    return errno.ENOSPC if "os error 28" in str(error) or "No space" in str(error) else errno.EIO
-
-
-def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
-    """The model in a Hugging Face folder of ours, of a Qwen3 or of a Llama.
-
-    Errors: ModelError that names the file, option or tensor that does not fit.
-    """
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = LM(config)
-    tensors = _read_tensors(folder)
-    state = from_hf(tensors, config, folder)
-    model = model.to_empty(device="cpu")
-    model.load_state_dict(state)
-    model.reset_rope()
-    return model.to(device=device, dtype=dtype).eval()
-
-
-# --- config.json -----------------------------------------------------------------------------------------------------
-
-
-def _hf_config(config: ModelConfig, chat: bool, dtype: torch.dtype) -> dict[str, Any]:
-    qwen = config.qk_norm
-    name = str(dtype).removeprefix("torch.")
-    return {
-        "architectures": ["Qwen3ForCausalLM" if qwen else "LlamaForCausalLM"],
-        "model_type": "qwen3" if qwen else "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.context,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        "initializer_range": config.init_std,
-        "use_cache": True,
-        "bos_token_id": None,
-        "eos_token_id": IM_END if chat else END_OF_TEXT,
-        "pad_token_id": END_OF_TEXT,
-        "dtype": name,
-        "torch_dtype": name,
-    } | ({"use_sliding_window": False, "sliding_window": None} if qwen else {})
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The shape of the model in `folder`; ModelError when it is no Qwen3 or Llama, or has an option we lack."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no model folder: it has no config.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); copy the folder again") from error
-    kind = raw.get("model_type")
-    if kind not in ("qwen3", "llama"):
-        raise ModelError(f"{path}: model_type is '{kind}'; Oriole loads 'qwen3' and 'llama'")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
-    unsupported = {
-        "attention_bias": raw.get("attention_bias"),
-        "mlp_bias": raw.get("mlp_bias"),
-        f"rope_type={rope_type}": rope_type != "default",
-        "use_sliding_window": raw.get("use_sliding_window"),
-        f"hidden_act={raw.get('hidden_act')}": raw.get("hidden_act", "silu") != "silu",
-        "quantization_config": raw.get("quantization_config"),
-    }
-    for option, present in unsupported.items():
-        if present:
-            raise ModelError(f"{path} uses {option}, which Oriole's model does not have")
-    try:
-        heads = raw["num_attention_heads"]
-        return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            dim=raw["hidden_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            ffn_dim=raw["intermediate_size"],
-            context=raw.get("max_position_embeddings", 2048),
-            rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0,
-            norm_eps=raw.get("rms_norm_eps", 1e-6),
-            tie_embeddings=raw.get("tie_word_embeddings", False),
-            qk_norm=kind == "qwen3",
-            init_std=raw.get("initializer_range", 0.02),
+        with _replacing(folder / WEIGHTS) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        _write_json(folder / "generation_config.json", generation)
+        _write_json(
+            folder / CONFIG, _hf_config(model.config, dtype) | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
         )
-    except KeyError as error:
-        raise ModelError(f"{path} lacks {error}; it is no complete model config") from error
-    except ValueError as error:
-        raise ModelError(f"{path} describes no possible model: {error}") from error
-
-
-# --- tensors ---------------------------------------------------------------------------------------------------------
+    except SafetensorError as error:  # the library gives the system's error as text only: "… (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise_for_os_error(OSError(int(number[1]), str(error)), "writing", folder / WEIGHTS)
+    except OSError as error:
+        raise_for_os_error(error, "writing", folder)
 
 
 def to_hf(model: LM) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names, fused matrices split."""
-    config = model.config
-    state = {k: v.detach() for k, v in model.state_dict().items()}
-    out = {"model.embed_tokens.weight": state["embedding.weight"], "model.norm.weight": state["norm.weight"]}
-    if not config.tie_embeddings:
-        out["lm_head.weight"] = state["lm_head.weight"]
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    for i in range(config.num_layers):
-        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-        for source, targets, sizes in _FUSED:
-            split = state[f"{ours}.{source}.weight"].split([q, kv, kv] if sizes == "qkv" else [config.ffn_dim] * 2)
-            out |= {f"{theirs}.{t}.weight": part for t, part in zip(targets, split, strict=True)}
-        out |= {f"{theirs}.{t}.weight": state[f"{ours}.{s}.weight"] for s, t in _plain(config)}
+    """The model's parameters under their Hugging Face names; fused matrices appear as views of their parts.
+
+    A tied head is left out, as are value and reward heads.
+    """
+    c = model.config
+    heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+    out: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding.weight}
+    for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        at = f"model.layers.{i}."
+        q, k, v = torch.split(block.attention.qkv.weight, heads)
+        gate, up = block.mlp.gate_up.weight.chunk(2)
+        out[at + "input_layernorm.weight"] = block.attention_norm.weight
+        out[at + "self_attn.q_proj.weight"] = q
+        out[at + "self_attn.k_proj.weight"] = k
+        out[at + "self_attn.v_proj.weight"] = v
+        out[at + "self_attn.o_proj.weight"] = block.attention.out.weight
+        if c.qk_norm:
+            out[at + "self_attn.q_norm.weight"] = block.attention.q_norm.get_parameter("weight")
+            out[at + "self_attn.k_norm.weight"] = block.attention.k_norm.get_parameter("weight")
+        out[at + "post_attention_layernorm.weight"] = block.mlp_norm.weight
+        out[at + "mlp.gate_proj.weight"] = gate
+        out[at + "mlp.up_proj.weight"] = up
+        out[at + "mlp.down_proj.weight"] = block.mlp.down.weight
+    out["model.norm.weight"] = model.norm.weight
+    if model.lm_head is not None:
+        out["lm_head.weight"] = model.lm_head.weight
     return out
 
 
-def from_hf(tensors: dict[str, Tensor], config: ModelConfig, where: Path) -> dict[str, Tensor]:
-    """Our state dict from Hugging Face tensors; ModelError for a missing, unexpected or misshapen one."""
-    with torch.device("meta"):
-        expected = to_hf(LM(config))
-    given = {k: v for k, v in tensors.items() if not k.endswith("rotary_emb.inv_freq")}
-    if config.tie_embeddings:
-        given.pop("lm_head.weight", None)  # some writers store the shared matrix twice
-    if missing := sorted(expected.keys() - given.keys()):
-        raise ModelError(f"{where}: tensor {missing[0]} is missing ({len(missing)} in all); copy the folder again")
-    if extra := sorted(given.keys() - expected.keys()):
-        raise ModelError(f"{where}: unexpected tensor {extra[0]} ({len(extra)} in all); config.json names another model")
-    for name, tensor in given.items():
-        if tensor.shape != expected[name].shape:
-            raise ModelError(
-                f"{where}: tensor {name} has shape {tuple(tensor.shape)}, config.json says "
-                f"{tuple(expected[name].shape)}; weights and config belong to different models"
-            )
-    state = {"embedding.weight": given["model.embed_tokens.weight"], "norm.weight": given["model.norm.weight"]}
-    if not config.tie_embeddings:
-        state["lm_head.weight"] = given["lm_head.weight"]
-    for i in range(config.num_layers):
-        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-        for source, targets, _ in _FUSED:
-            state[f"{ours}.{source}.weight"] = torch.cat([given[f"{theirs}.{t}.weight"] for t in targets])
-        state |= {f"{ours}.{s}.weight": given[f"{theirs}.{t}.weight"] for s, t in _plain(config)}
-    return state
+def _hf_config(c: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The config in both dialects. Without `qk_norm` the model is a Llama, and says so."""
+    kind, name = ("qwen3", "Qwen3ForCausalLM") if c.qk_norm else ("llama", "LlamaForCausalLM")
+    width = str(dtype).removeprefix("torch.")
+    return {
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.dim,
+        "intermediate_size": c.ffn_dim,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.norm_eps,
+        "max_position_embeddings": c.context,
+        "rope_theta": c.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "tie_word_embeddings": c.tie_embeddings,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        **({"use_sliding_window": False} if c.qk_norm else {"mlp_bias": False}),
+        "initializer_range": c.init_std,
+        "use_cache": True,
+        "bos_token_id": None,
+        "dtype": width,
+        "torch_dtype": width,
+        "oriole_schema": SCHEMA,
+    }
 
 
-_FUSED = (
-    ("attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "qkv"),
-    ("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"), "gate_up"),
-)
-"""Ours (one matrix in memory), theirs (several on disk)."""
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _plain(config: ModelConfig) -> list[tuple[str, str]]:
-    """(ours, theirs) of a block's tensors that are the same in memory and on disk."""
-    names = [
-        ("attention_norm", "input_layernorm"),
-        ("mlp_norm", "post_attention_layernorm"),
-        ("attention.out", "self_attn.o_proj"),
-        ("mlp.down", "mlp.down_proj"),
-    ]
-    if config.qk_norm:
-        names += [("attention.q_norm", "self_attn.q_norm"), ("attention.k_norm", "self_attn.k_norm")]
-    return names
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; takes the place of `path` when the block ends well, and is removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards its index names."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists() and not (folder / names[0]).exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is broken ({error}); copy the folder again") from error
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / Path(name).name  # an index may not point outside its folder
-        if not path.exists():
-            raise ModelError(f"{folder} has no {path.name}; Oriole reads weights from safetensors only")
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is truncated or broken ({error}); copy it again") from error
-    return tensors
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
+    """The language model in `folder`: Oriole's own, or any Hugging Face folder of a dense Qwen3 or a Llama.
+
+    One safetensors file or several with an index. The model is in evaluation mode. `ModelError` names the option, file
+    or tensor that does not fit and says what to do.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    with torch.device("meta"):  # shapes only: no time is spent on weights that are overwritten at once
+        model = LM(config)
+    # The weights of a model are trainable; only the copying below must not be recorded.
+    model = model.to(dtype).to_empty(device=device)
+    wanted = to_hf(model)
+    missing = set(wanted)
+    unexpected: list[str] = []
+    for path in _weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():
+                if name not in wanted:
+                    if not _ignorable(name, config):
+                        unexpected.append(name)
+                    continue
+                _copy(wanted[name], file.get_tensor(name), f"tensor {name} in {path}")
+                missing.discard(name)
+    if missing:
+        raise ModelError(
+            f"{folder}: tensor {min(missing)} is missing ({len(missing)} in all); "
+            f"{CONFIG} and weights belong to different models, or a file is not complete: copy the folder again"
+        )
+    if unexpected:
+        raise ModelError(
+            f"{folder}: unexpected tensor {min(unexpected)} ({len(unexpected)} in all); "
+            f"{CONFIG} describes another model: take both from the same folder"
+        )
+    return model.eval()
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The shape of the model in `folder`, from its `config.json` alone; `ModelError` names what cannot be used."""
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise ModelError(f"no model folder at {folder}; train one, or give the path of a folder with a {CONFIG}")
+    data = _read_json(path, "is this a model folder?")
+    schema = data.get("oriole_schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ModelError(f"{path} has schema {schema!r}, this Oriole reads {SCHEMA}; install the Oriole that wrote it")
+    _refuse_options(data, path)
+    try:
+        return validate(ModelConfig, _from_hf(data, path), str(path))
+    except ConfigError as error:
+        raise ModelError(f"{error}: this is no possible model; the file is broken") from error
+
+
+def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Our names and values, with transformers' defaults where a key is absent."""
+    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    for key in required:
+        if type(data.get(key)) is not int:
+            problem = f"{key} = {data[key]!r} is not an integer" if key in data else f"{key} is missing"
+            raise ModelError(f"{path}: {problem}; the file is broken, or of no dense Qwen3 or Llama")
+    qwen = data["model_type"] == "qwen3"
+    rope = data.get("rope_parameters") or {}
+    thetas = {float(t) for t in (data.get("rope_theta"), rope.get("rope_theta")) if t is not None}
+    if len(thetas) > 1:
+        raise ModelError(
+            f"{path}: rope_theta says {sorted(thetas)} in two places; keep the one the model was trained with"
+        )
+    heads = data["num_attention_heads"]
+    # A null means "as usual" in these files, like an absent key.
+    return {
+        "vocab_size": data["vocab_size"],
+        "dim": data["hidden_size"],
+        "ffn_dim": data["intermediate_size"],
+        "num_layers": data["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": _or(data.get("num_key_value_heads"), 32 if qwen else heads),
+        "head_dim": _or(data.get("head_dim"), 128 if qwen else data["hidden_size"] // max(1, heads)),
+        "context": _or(data.get("max_position_embeddings"), 32_768 if qwen else 2_048),
+        "rope_theta": thetas.pop() if thetas else 10_000.0,
+        "norm_eps": _or(data.get("rms_norm_eps"), 1e-6),
+        "tie_embeddings": _or(data.get("tie_word_embeddings"), False),
+        "qk_norm": qwen,
+        "init_std": _or(data.get("initializer_range"), 0.02),
+    }
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _refuse_options(data: dict[str, Any], path: Path) -> None:
+    """`ModelError` for an option that would make Oriole compute something else than the model's author."""
+    kind = data.get("model_type")
+    if kind == "oriole":
+        options = ", ".join(data.get("oriole") or {}) or "unnamed"
+        raise ModelError(f"{path} uses options this Oriole does not know ({options}); install the Oriole that wrote it")
+    if kind not in ("qwen3", "llama"):
+        raise ModelError(f"{path}: model_type is {kind!r}; Oriole loads 'qwen3' and 'llama'")
+    for key in ("rope_parameters", "rope_scaling"):
+        if data.get(key) is not None and not isinstance(data[key], dict):
+            raise ModelError(f"{path}: {key} = {data[key]!r} is not a table; the file is broken")
+    rope = (data.get("rope_scaling") or {}) | (data.get("rope_parameters") or {})
+    kind_of_rope = rope.get("rope_type") or rope.get("type") or "default"
+    partial = rope.get("partial_rotary_factor") or data.get("partial_rotary_factor") or 1
+    layers = set(data.get("layer_types") or ()) - {"full_attention"}
+    problems = {
+        "attention_bias": data.get("attention_bias"),
+        "mlp_bias": data.get("mlp_bias"),
+        "use_sliding_window": data.get("use_sliding_window"),
+        f"layer_types={sorted(map(str, layers))}": layers,
+        f"hidden_act={data.get('hidden_act')}": _or(data.get("hidden_act"), "silu") != "silu",
+        f"rope_type={kind_of_rope}": kind_of_rope != "default",
+        f"partial_rotary_factor={partial}": partial != 1,
+        "quantization_config": data.get("quantization_config"),
+    }
+    for option, present in problems.items():
+        if present:
+            raise ModelError(f"{path} uses {option}, which Oriole's model does not have; choose a model without it")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file, or the shards that the index names."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{folder} has no {WEIGHTS}; Oriole reads weights from safetensors only, so convert others first"
+        )
+    table = _read_json(folder / INDEX, "").get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
+        raise ModelError(f"{folder / INDEX} has no weight_map; copy or download the folder again")
+    names = sorted(set(table.values()))
+    if any(Path(name).name != name for name in names):
+        raise ModelError(f"{folder / INDEX} points outside its folder; do not trust this model")
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise ModelError(f"{path} is truncated or broken ({error}); copy or download it again") from error
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing; copy or download the folder again") from error
+    except OSError as error:
+        raise_for_os_error(error, "reading", path)
+
+
+def _copy(target: Tensor, source: Tensor, what: str) -> None:
+    if source.shape != target.shape:
+        raise ModelError(
+            f"{what} has shape {tuple(source.shape)}, {CONFIG} says {tuple(target.shape)}; "
+            "weights and config belong to different models"
+        )
+    if source.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ModelError(f"{what} is {source.dtype}, which Oriole cannot compute with; use weights in 16 or 32 bits")
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    """Tensors that some tools write although they follow from the rest: a tied head, the rotary frequencies."""
+    return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("rotary_emb.inv_freq")
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"no {path.name} in {path.parent}; {hint}") from error
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are both ValueErrors
+        _broken(path, error)
+    except OSError as error:
+        raise_for_os_error(error, "reading", path)
+    if not isinstance(data, dict):
+        _broken(path, "not an object")
+    return data
+
+
+def _broken(path: Path, why: object) -> NoReturn:
+    raise ModelError(f"{path} is not valid JSON ({why}); copy or download it again")

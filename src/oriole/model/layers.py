@@ -76,7 +76,8 @@ class Attention(nn.Module):
             k = keys.scatter_(2, at, k.to(keys.dtype))
             v = values.scatter_(2, at, v.to(values.dtype))
         y = attend(q, k, v, mask, backend=backend)
-        return self.out(y.transpose(1, 2).reshape(b, t, -1))
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -90,7 +91,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
 
 
 class Block(nn.Module):

@@ -107,9 +107,12 @@ class LM(nn.Module):
         self.cos, self.sin = cos.to(device), sin.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the model; the rotary tables follow to the device but keep their precision."""
+        """Move or cast the model; the rotary table follows to the device but stays fp32 (and is filled anew after the
+        `to_empty` of a model that was built on the meta device)."""
+        before = self.cos.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.cos.dtype != torch.float32:
+        device = self.cos.device
+        if device.type != "meta" and (device != before or self.cos.dtype != torch.float32):
             self.reset_rope()
         return self
 

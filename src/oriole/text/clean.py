@@ -11,13 +11,16 @@ __all__ = ["language", "normalise"]
 _NEW_LINE = re.compile("\r\n|[\r\v\f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TRAILING = re.compile("[ \t\u00a0\u3000]+(?=\n|\\Z)")
+_ODD = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]"
+)  # any of the three above, for most texts have none
+_BLANKS = " \t\u00a0\u3000"
 _BLANK_LINES = re.compile("(?:(?<=\n)|\\A)\n{3,}")
 
 _HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN_SHARE = 0.2
-_SAMPLE = 4096
+_SAMPLE = 1024
 
 
 def normalise(text: str) -> str:
@@ -28,10 +31,11 @@ def normalise(text: str) -> str:
     UTF-8, becomes U+FFFD. Spaces between words, indentation and full-width punctuation are not touched (NFC, unlike
     NFKC, keeps the latter).
     """
-    text = _NEW_LINE.sub("\n", text)
-    text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", text))
+    if _ODD.search(text):
+        text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", _NEW_LINE.sub("\n", text)))
     text = unicodedata.normalize("NFC", text)  # after the controls: what stood on both sides of one may combine
-    return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text))
+    text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
+    return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 
 def language(text: str) -> str:

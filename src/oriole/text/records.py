@@ -6,7 +6,7 @@ what was expected and the likeliest reason.
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -292,14 +292,14 @@ def _object(value: Any, wanted: _Wanted) -> Record:
 
 def _unknown(record: Record, wanted: _Wanted) -> Misfit:
     """The fault of a record whose keys do not fit, with the likeliest reason."""
+    looks: dict[_Wanted, bool] = {
+        "preference": "chosen" in record and "rejected" in record,
+        "chat": any(key in record for key in _CONVERSATION) or bool(_first(record, ASK) and _first(record, ANSWER)),
+        "doc": "text" in record,
+    }
     hint = ""
-    others: list[tuple[_Wanted, Callable[[Any], object]]] = [("preference", preference), ("chat", chat), ("doc", doc)]
-    for other, parse in others:
-        if other != wanted and any(key in record for key in _KEYS[other]):
-            try:
-                parse(record)
-            except Misfit:
-                continue
+    for other, like in looks.items():
+        if like and other != wanted:
             hint = f"; it looks like {_NAMES[other]}"
             break
     else:

@@ -153,7 +153,7 @@ class Shards:
     def verify(self) -> None:
         """Read every file and compare its hash with the index; `DataError` names one that has changed."""
         for name, said in self._files.items():
-            if xxhash.xxh3_64_hexdigest(self._map(name, "u1")) != said["xxh3"]:
+            if xxhash.xxh3_64_hexdigest(self._map(name, "u1").data) != said["xxh3"]:
                 raise DataError(f"{self.folder / name} is damaged: its content has changed; {_AGAIN}")
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class Shards:
 
     def source(self, i: int) -> str:
         """The name of document `i`'s source."""
-        return self.sources[self.source_ids[i]]
+        return self.sources[int(self.source_ids[i])]
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -184,7 +184,7 @@ class Shards:
         return ones
 
     def _map(self, name: str, dtype: str) -> NDArray[Any]:
-        # Slicing a plain view of the mapping takes a third of the time that slicing a `memmap` does.
+        # A plain view of the mapping, because slicing a `memmap` takes fourteen times as long.
         return np.memmap(self.folder / name, np.dtype(dtype), "r").view(np.ndarray)
 
 
@@ -235,9 +235,9 @@ class View:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with the shards' content or the choice."""
-        hash = xxhash.xxh3_128(self.shards.fingerprint.encode())
-        hash.update(np.ascontiguousarray(self._indices.astype("<i8")))
-        return hash.hexdigest()
+        chosen = xxhash.xxh3_128(self.shards.fingerprint.encode())
+        chosen.update(self._indices.astype("<i8").tobytes())
+        return chosen.hexdigest()
 
 
 # --- mixing ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a shards folder is written: row by row, in bounded memory, under another name until it is complete and on disk."""
+"""How a shards folder is written: row by row, in bounded memory, under another name until all of it is on disk."""
 
 import contextlib
 import json
@@ -91,10 +91,10 @@ class _File:
         self._hash = xxhash.xxh3_64()
 
     def write(self, values: NDArray[Any]) -> None:
-        data = memoryview(np.ascontiguousarray(values)).cast("B")
+        data = np.ascontiguousarray(values).data.cast("B")
         self._file.write(data)
         self._hash.update(data)
-        self.bytes += len(data)
+        self.bytes += data.nbytes
 
     def sync(self) -> dict[str, Any]:
         """Bring it to the disk; what the index says of it."""
@@ -118,7 +118,7 @@ class Writer:
         self.docs = self.tokens = self.trained = 0
         self.sources: dict[str, int] = {}
         self._rows: list[NDArray[np.int64]] = []
-        self._masks: list[Mask | None] = []
+        self._masks: list[NDArray[np.uint8] | None] = []
         self._source_ids: list[int] = []
         self._waiting = 0
         self._files: dict[str, _File] = {}

@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
             raise CheckpointError(
-                f"{path} was written by another version of Oriole (schema {manifest['schema']}, this one reads {SCHEMA})"
+                f"{path} has schema {manifest['schema']}, but this Oriole reads {SCHEMA}; use the one it came from"
             )
         files = {str(name): (int(f["size"]), str(f["sha256"])) for name, f in manifest["files"].items()}
     except FileNotFoundError as error:

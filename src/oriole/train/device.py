@@ -9,9 +9,11 @@ import torch
 
 from oriole.errors import ConfigError, ResourceError
 
-__all__ = ["COMPILE_STEPS", "Dtype", "choose_compile", "choose_device", "choose_dtype"]
+__all__ = ["COMPILE_STEPS", "DTYPE_NAMES", "Dtype", "choose_compile", "choose_device", "choose_dtype"]
 
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 COMPILE_STEPS = 150
 """Steps from which "auto" compiles: it costs about 45 s once on two cores, and a step gains about a fifth."""
@@ -39,9 +41,8 @@ def choose_device(wanted: str) -> torch.device:
 
 def choose_dtype(device: torch.device, wanted: Dtype) -> tuple[torch.dtype, str]:
     """The dtype of the matrix products and why; the weights are fp32 in any case."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if wanted != "auto":
-        return named[wanted], f"as asked by train.dtype={wanted}"
+        return next(d for d, name in DTYPE_NAMES.items() if name == wanted), f"as asked by train.dtype={wanted}"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "this GPU has bf16 units"

@@ -60,7 +60,7 @@ def cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFuncti
     The logits never exist for more than CHUNK rows: their gradient is formed in the forward pass, where they are at
     hand, and only scaled in the backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
     """
-    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
+    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)
     return result
 
 

@@ -52,9 +52,9 @@ class OptimConfig(Config):
 def lr_at(step: int, total: int, config: OptimConfig) -> float:
     """Learning rate of step `step` = 0 … total - 1.
 
-    With n = step + 1 and w warmup steps: n / w of the peak for n <= w; then, reaching `min_lr` of the peak at n = total,
-    cosine: m + (1 - m) (1 + cos(pi (n - w) / (total - w))) / 2 (Loshchilov & Hutter 2017); wsd: the peak, and a straight
-    line over the last `decay` of the steps (Hu et al. 2024); constant: the peak.
+    With n = step + 1 and w warmup steps: n / w of the peak for n <= w. Then the share m = `min_lr` of the peak is
+    reached at n = total, by cosine: m + (1 - m) (1 + cos(pi (n - w) / (total - w))) / 2 (Loshchilov & Hutter 2017), or
+    by wsd: the peak, and a straight line over the last `decay` of the steps (Hu et al. 2024). Constant: the peak.
     """
     n = step + 1
     warmup = round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
@@ -132,9 +132,10 @@ class Optimizer:
         """Updates left out since the last good one, on the device."""
 
     def step(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the weights with the gradients and forget those; returns (gradient norm, 1.0 if skipped), on the device.
+        """Update the weights by their gradients and forget those; returns (gradient norm, 1.0 if skipped).
 
-        Nothing is updated, not even AdamW's moments and step counts, when the norm or the `loss` is not finite.
+        Both stay on the device. Nothing is updated, not even AdamW's moments and step counts, when the norm or the
+        `loss` is not finite.
         """
         grads = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)

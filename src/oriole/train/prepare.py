@@ -38,7 +38,9 @@ def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
         return Tokenizer.load(folder)
     table = recipe.tokenizer
     say(f"training a tokenizer with {table.vocab_size:,} ids on up to {table.sample_mb:g} MB of text")
-    texts = itertools.chain.from_iterable(_interleave(_texts(recipe, name, part) for name, part in recipe.parts.items()))
+    texts = itertools.chain.from_iterable(
+        _interleave(_texts(recipe, name, part) for name, part in recipe.parts.items())
+    )
     tokenizer = train_tokenizer(texts, table.vocab_size, sample_bytes=int(table.sample_mb * 1e6))
     tokenizer.save(folder, chat=False)
     return tokenizer
@@ -125,9 +127,7 @@ def _token_limit(recipe: Recipe, name: str) -> int | None:
     return int(recipe.train.tokens * share * PACKING_SLACK) + recipe.train.length
 
 
-def _part_shards(
-    recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, limit: int | None
-) -> Shards:
+def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, limit: int | None) -> Shards:
     root = _data_root(recipe)
     paths = expand(part.val if split == "val" and part.val else part.files, root)
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
@@ -143,7 +143,8 @@ def _part_shards(
     try:
         return write_shards(chosen, tokenizer, folder)
     except DataError as error:
-        raise DataError(f"{error} ({split} part '{name}' of {recipe.stage}, from {', '.join(map(str, paths))})") from error
+        where = f"{split} part '{name}' of {recipe.stage}, from {', '.join(map(str, paths))}"
+        raise DataError(f"{error} ({where})") from error
 
 
 def weighted(recipe: Recipe, train: dict[str, Shards]) -> tuple[dict[str, View], dict[str, float]]:

@@ -23,9 +23,9 @@ class Part(Config):
     """Globs below `data`, for example ["pretrain_zh_*.jsonl.xz"]."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
-    sources: dict[str, float] = {}
+    sources: dict[str, float] = Field(default_factory=dict)
     """Shares of single sources within this part, for example { smilechat = 0.25 }; the rest follow their size."""
-    val: list[str] = []
+    val: list[str] = Field(default_factory=list)
     """Globs of validation files. Empty: documents are held out of `files` by a hash of their text."""
 
 
@@ -103,8 +103,8 @@ class EvalTable(Config):
     """At most this many validation tokens for each part."""
     holdout: float = Field(0.005, gt=0, lt=0.5)
     """Share of documents held out where a part names no validation files."""
-    prompts: list[str] = ["今天天气", "从前有一个", "The weather today", "Once upon a time"]
-    """Prompts, two for each language, continued greedily at every evaluation and kept in metrics.jsonl (as user turns in chat stages)."""
+    prompts: tuple[str, ...] = ("今天天气", "从前有一个", "The weather today", "Once upon a time")
+    """Prompts, two for each language, continued greedily at every evaluation (as a user's turn in chat stages)."""
     questions: str = ""
     """A file below `data` with held-out questions and accepted answers, asked once at the end of the stage."""
 

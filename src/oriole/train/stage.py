@@ -17,7 +17,7 @@ import torch
 
 import oriole
 from oriole.config import read_toml, to_toml
-from oriole.errors import ConfigError, DataError, ModelError
+from oriole.errors import ConfigError, ModelError
 from oriole.log import Metrics, human, say
 from oriole.model.config import ModelConfig, preset
 from oriole.model.folder import load_model, save_model
@@ -33,7 +33,8 @@ from oriole.train.prepare import make_shards, make_tokenizer, weighted
 from oriole.train.recipe import Recipe
 from oriole.train.validate import bits_per_byte, continuations
 
-__all__ = ["Stage", "run_stage"]
+__all__ = ["commit", "run_stage"]
+
 
 def run_stage(recipe: Recipe) -> dict[str, Any]:
     """Train one stage and write `runs/<name>/<stage>/`; returns its closing record, which also ends metrics.jsonl.
@@ -69,7 +70,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
         recipe.folder,
         metrics=metrics,
         evaluate=evaluation,
-        fingerprint=_fingerprint(recipe, tokenizer, train),
+        fingerprint=_fingerprint(recipe, model.config, tokenizer, train),
     )
     summary = trainer.fit()
 
@@ -99,7 +100,9 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
     if record.get("event") != "done":
         return None
     before, now = read_toml(recipe.folder / "recipe.toml"), _identity(recipe)
-    changed = [key for key in ("train", "parts", "model", "init", "data", "tokenizer") if before.get(key) != now.get(key)]
+    changed = [
+        key for key in ("train", "parts", "model", "init", "data", "tokenizer") if before.get(key) != now.get(key)
+    ]
     if changed:
         raise ConfigError(
             f"{recipe.folder} was finished with another recipe ({', '.join(changed)} differ, see its recipe.toml); "
@@ -154,7 +157,6 @@ def commit() -> str:
         return ""
 
 
-
 # --- model and trainer -----------------------------------------------------------------------------------------------
 
 
@@ -167,7 +169,7 @@ def _init_folder(recipe: Recipe) -> Path | None:
             parent = recipe.run / "pretrain" / "model"
             if not parent.exists():
                 raise ModelError(
-                    f"no pretrained model at {parent}; train it first, or name one with init=FOLDER (init=random for none)"
+                    f"no pretrained model at {parent}; train it first, or name one: init=FOLDER, init=random"
                 )
             return parent
         case _:
@@ -183,10 +185,55 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ModelError(
-            f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; they belong to different models"
+            f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
+            "they belong to different models"
         )
     model.set_dropout(recipe.train.dropout)
     return model
+
+
+def _train_config(recipe: Recipe, steps: int) -> TrainConfig:
+    table = recipe.train
+    return TrainConfig(
+        steps=steps,
+        accumulate=table.accumulate,
+        device=table.device,
+        dtype=table.dtype,
+        compile=table.compile,
+        seed=table.seed,
+        log_every=table.log_every,
+        eval_every=recipe.eval.every or max(1, math.ceil(steps / 5)),
+        checkpoint_every=recipe.checkpoint.every or max(1, math.ceil(steps / 10)),
+        keep=recipe.checkpoint.keep,
+        resume="auto" if table.resume == "no" else table.resume,  # "no" has removed the folder already
+    )
+
+
+def _optim_config(recipe: Recipe) -> OptimConfig:
+    table = recipe.train
+    return OptimConfig(
+        lr=table.lr,
+        betas=(0.9, table.beta2),
+        weight_decay=table.weight_decay,
+        schedule=table.schedule,
+        warmup=table.warmup,
+        min_lr=table.min_lr,
+        decay=table.decay,
+        clip=table.clip,
+    )
+
+
+def _fingerprint(recipe: Recipe, shape: ModelConfig, tokenizer: Tokenizer, train: dict[str, Shards]) -> dict[str, Any]:
+    """What a checkpoint must share with this call for the resumed run to equal the unbroken one."""
+    table = recipe.train
+    return {
+        "stage": recipe.stage,
+        "model": shape.model_dump(mode="json"),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": {name: shards.fingerprint for name, shards in train.items()},
+        "parts": {name: {"weight": p.weight, "sources": p.sources} for name, p in recipe.parts.items()},
+        "train": {"batch_size": table.batch_size, "length": table.length, "dropout": table.dropout},
+    }
 
 
 def _steps(recipe: Recipe, train: dict[str, Shards]) -> int:
@@ -195,7 +242,9 @@ def _steps(recipe: Recipe, train: dict[str, Shards]) -> int:
     return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))
 
 
-def _evaluation(recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards]) -> Callable[[int], dict[str, Any]]:
+def _evaluation(
+    recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards]
+) -> Callable[[int], dict[str, Any]]:
     def evaluate(step: int) -> dict[str, Any]:
         """Bits per byte of every part and the fixed prompts' continuations."""
         bpb = {

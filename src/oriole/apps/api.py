@@ -1,0 +1,420 @@
+"""The Python API: a model that answers in text.
+
+from oriole import Oriole
+m = Oriole("runs/demo").to(device="cuda", dtype=torch.bfloat16)
+m.generate("你好！", [("Hi!", "Hello! What can I do for you?")], temperature=0.3)
+"""
+
+import bisect
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, final
+
+import torch
+
+from oriole.config import Config, validate
+from oriole.errors import ConfigError, DataError, ModelError, ResourceError
+from oriole.infer.engine import Engine, Finish
+from oriole.infer.sample import Sampling
+from oriole.model.folder import load_model
+from oriole.text.template import Message, render
+from oriole.text.tokenizer import END_OF_TEXT, IM_END, Detokenizer, Tokenizer
+
+__all__ = ["Generation", "History", "Options", "Oriole", "Placement", "find_model", "to_message"]
+
+STAGE_ORDER = ("pretrain", "distill", "sft", "dpo", "reward", "ppo", "grpo")
+"""Which of two stages is the later one where their files bear the same time."""
+
+BATCH = 32
+"""Answers that are generated side by side."""
+
+History = Sequence[tuple[str, str]] | Sequence[Message] | Sequence[Mapping[str, Any]]
+"""What was said so far: (user, assistant) pairs, `Message`s, or `{"role", "content"}` objects."""
+
+_Turn = TypeVar("_Turn")
+
+
+class Generation(Config):
+    """How an answer is made; the keyword arguments of every method below and the keys of `oriole chat`."""
+
+    max_new_tokens: int = 512
+    """At most this many tokens, the end mark among them."""
+    temperature: float = 0.8
+    """Randomness; 0 always takes the likeliest token (greedy)."""
+    top_p: float = 0.95
+    """Choose among the fewest likeliest tokens that together have this probability; 1 is off."""
+    top_k: int = 50
+    """Choose among this many likeliest tokens; 0 is off."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this share of the likeliest one's probability; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occurred already become less likely; 1 is off."""
+    no_repeat_ngram: int = 0
+    """No sequence of this many tokens occurs twice in prompt and answer; 0 is off."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these strings."""
+    seed: int | None = None
+    """The same seed gives the same answer to the same prompt, alone or in a batch."""
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Generation`, for type checkers; `stop` may also be a single string."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    no_repeat_ngram: int
+    stop: str | Sequence[str]
+    seed: int | None
+
+
+class Placement(Config):
+    """Where a model runs and in what arithmetic."""
+
+    device: str = "auto"
+    """auto (an accelerator if there is one), cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on an accelerator that has it, else fp32."""
+
+
+@final
+class Oriole:
+    """A model with its tokenizer. Safe to use from several threads, each call generates on its own."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Load a run (its newest stage that can chat), a stage, or a model folder; fp32 on the CPU until `to`.
+
+        `ModelError` when there is no model there or it does not fit its tokenizer.
+        """
+        self.folder = find_model(path)
+        self.model = load_model(self.folder)
+        self.tokenizer = Tokenizer.load(self.folder)
+        self.stop_ids = _stop_ids(self.folder)
+        if self.tokenizer.vocab_size > self.model.config.vocab_size:
+            raise ModelError(
+                f"{self.folder} has a tokenizer of {self.tokenizer.vocab_size:,} ids but a model of "
+                f"{self.model.config.vocab_size:,}; put the tokenizer there that the model was trained with"
+            )
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the model to a device and cast it, in place. `ResourceError` for a device that is not here."""
+        if device is not None:
+            _require(torch.device(device))
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    def place(self, placement: Placement) -> Self:
+        """`to` with names and `auto`, as the commands take them."""
+        device, dtype = _resolve(placement)
+        return self.to(device, dtype)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether the model was fine-tuned to answer; one that was only pretrained can but go on writing."""
+        return IM_END in self.stop_ids
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.model.config.context
+
+    # --- answering ---------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, query: str, history: History | None = None, *, system: str | None = None, **options: Unpack[Options]
+    ) -> str:
+        """The answer to `query` after `history`, which is not changed.
+
+        `options` are the fields of `Generation`. When the conversation outgrows the context, its oldest turns are left
+        out, so that a quarter of the context (or `max_new_tokens`, if less) is free for the answer; the system prompt
+        stays. `ModelError` when the query alone is too long, or when the model cannot chat.
+        """
+        return self.batch_generate([query], [history or ()], system=system, **options)[0]
+
+    def stream_generate(
+        self, query: str, history: History | None = None, *, system: str | None = None, **options: Unpack[Options]
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """`generate`, piece by piece: (answer so far, history with this turn), at least once.
+
+        Only whole characters come, never a part of a stop string, and the last answer is that of `generate`. The new
+        history has the form of the one given, pairs by default. Closing the iterator ends the work.
+        """
+        how = _generation(options)
+        prompt = self.prompt(conversation(query, history, system), how)
+        past = list(history or ())
+
+        def stream() -> Iterator[tuple[str, list[Any]]]:  # apart, so that mistakes are reported at the call
+            answer = ""
+            for _, piece, last in self.answers([prompt], how):
+                answer += piece
+                if piece or (last and not answer):
+                    yield answer, past + _turn(query, answer, past)
+
+        return stream()
+
+    def batch_generate(
+        self,
+        queries: Sequence[str],
+        histories: Sequence[History | None] | None = None,
+        *,
+        system: str | None = None,
+        **options: Unpack[Options],
+    ) -> list[str]:
+        """The answers to several queries, each after its own history; the same as one by one, only faster."""
+        how = _generation(options)
+        if histories is not None and len(histories) != len(queries):
+            raise DataError(f"{len(queries)} queries but {len(histories)} histories; give one history for each query")
+        prompts = [
+            self.prompt(conversation(query, history, system), how)
+            for query, history in zip(queries, histories or [None] * len(queries), strict=True)
+        ]
+        return self._texts(prompts, how)
+
+    def text_generate(self, prompt: str, **options: Unpack[Options]) -> str:
+        """What the model writes after `prompt`, the completion only; no roles, so that any model can do it."""
+        if not prompt:
+            raise DataError("the prompt is empty; give the model some text to go on from")
+        return self._texts([self.tokenizer.encode(prompt)], _generation(options))[0]
+
+    # --- below: ids, for the other apps ------------------------------------------------------------------------------
+
+    def prompt(self, messages: Sequence[Message], how: Generation) -> list[int]:
+        """The ids of a conversation that waits for an answer, its oldest turns left out where it is too long."""
+        if not self.can_chat:
+            raise ModelError(
+                f"{self.folder} holds a pretrained model that cannot chat yet; fine-tune it first (oriole train "
+                "RECIPE/sft), or let it go on writing with text_generate"
+            )
+        room = self.context - min(how.max_new_tokens, self.context // 4)
+        system = [m for m in messages[:1] if m.role == "system"]
+        rest = messages[len(system) :]
+        turns = [i for i, m in enumerate(rest) if m.role == "user"] or [0]
+
+        def rendered(turn: int) -> list[int]:
+            return render([*system, *rest[turn:]], self.tokenizer, generation=True)[0]
+
+        whole = rendered(0)
+        if len(whole) <= room or len(turns) == 1:
+            shortest = whole
+        else:  # sizes fall as turns go, so the first turn that fits is found by halving
+            fitting = bisect.bisect_left(turns, True, key=lambda turn: len(rendered(turn)) <= room)
+            shortest = rendered(turns[min(fitting, len(turns) - 1)])
+        if len(shortest) >= self.context:
+            raise ModelError(
+                f"the question has {len(shortest):,} tokens with its system prompt, the model's context is "
+                f"{self.context:,}; shorten it"
+            )
+        return shortest
+
+    def sampling(self, how: Generation) -> Sampling:
+        """The engine's settings for it; stop strings are not among them, they are found in the text."""
+        return Sampling(stop_ids=self.stop_ids, **how.model_dump(exclude={"stop"}))
+
+    def answers(
+        self, prompts: Iterable[Sequence[int]], how: Generation, batch: int = BATCH
+    ) -> Iterator[tuple[int, str, bool]]:
+        """(place of the prompt, new text, whether it is the last) as the answers grow, several side by side.
+
+        Prompts are taken from the iterable only when there is room for them.
+        """
+        sampling = self.sampling(how)
+        engine = Engine(self.model, batch)
+        queue = enumerate(prompts)
+        writing: dict[int, tuple[int, _Text]] = {}
+        while True:
+            while engine.waiting < batch and (following := next(queue, None)) is not None:
+                place, ids = following
+                writing[engine.submit(ids, sampling)] = place, _Text(self.tokenizer, how.stop)
+            if not writing:
+                return
+            for request, token, finish in engine.step():
+                place, text = writing[request]
+                piece = text.add(token, finish)
+                if text.ended:
+                    engine.cancel(request)
+                    del writing[request]
+                yield place, piece, text.ended
+
+    def _texts(self, prompts: Sequence[Sequence[int]], how: Generation) -> list[str]:
+        """Whole answers in the order of the prompts; the longest prompts go first, which pads least."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        texts = [""] * len(prompts)
+        for place, piece, _ in self.answers((prompts[i] for i in order), how):
+            texts[order[place]] += piece
+        return texts
+
+
+@final
+class _Text:
+    """The text of one answer: whole characters, and nothing of a stop string even where it comes in several tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = stops
+        self._held = ""
+        self.ended = False
+
+    def add(self, token: int, finish: Finish | None) -> str:
+        """The text that is certain after this token, which ends the answer if `finish` is given."""
+        self._held += "" if finish == "stop" else self._detokenizer.feed(token)
+        if finish is not None:
+            self._held += self._detokenizer.flush()
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
+        if found:  # the one that is complete first, whatever the tokens were
+            self.ended = True
+            return self._held[: min(found)[1]]
+        if finish is not None:
+            self.ended = True
+            return self._held
+        keep = max((_overlap(self._held, s) for s in self._stops), default=0)
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+def conversation(query: str, history: History | None, system: str | None) -> list[Message]:
+    """Everything as messages, the query last; `system` takes the place of a system prompt in the history."""
+    if not isinstance(query, str):
+        raise DataError(f"the query is {query!r}; give it as a string")
+    past: list[Message] = []
+    for turn in history or ():
+        match turn:
+            case Message():
+                past.append(turn)
+            case Mapping():
+                past.append(to_message(turn))
+            case (str(asked), str(answered)):
+                past += [Message("user", asked), Message("assistant", answered)]
+            case _:
+                raise DataError(
+                    f"{turn!r} in the history is neither a (user, assistant) pair of strings, a Message, nor an object "
+                    "with role and content"
+                )
+    if system is not None:
+        past = [Message("system", system), *(past[1:] if past and past[0].role == "system" else past)]
+    return [*past, Message("user", query)]
+
+
+def to_message(record: Any) -> Message:
+    """`{"role", "content"}` as a `Message`; `DataError` for anything else."""
+    match record:
+        case {"role": "system" | "user" | "assistant" | "tool" as role, "content": str(content)} if not record.get(
+            "tool_calls"
+        ):
+            return Message(role, content, reasoning=record.get("reasoning_content"))
+        case _:
+            raise DataError(
+                f"{record!r} is no message; expected an object with role (system, user, assistant or tool) and content "
+                "(a string)"
+            )
+
+
+def _turn(query: str, answer: str, like: Sequence[object]) -> list[Any]:
+    """One turn in the form of the history it follows."""
+    messages = [Message("user", query), Message("assistant", answer)]
+    match like[-1] if like else None:
+        case Message():
+            return list(messages)
+        case Mapping():
+            return [{"role": m.role, "content": m.content} for m in messages]
+        case _:
+            return [(query, answer)]
+
+
+def _generation(options: Options) -> Generation:
+    """The options as checked settings; `ConfigError` names an unknown one and the nearest known."""
+    given: dict[str, Any] = dict(options)
+    if isinstance(given.get("stop"), str):
+        given["stop"] = (given["stop"],)
+    how = validate(Generation, given, "generate")
+    if "" in how.stop:
+        raise ConfigError("stop has an empty string, which is everywhere; give strings of at least one character")
+    return how
+
+
+# --- folders and devices ---------------------------------------------------------------------------------------------
+
+
+def find_model(path: str | Path) -> Path:
+    """The model folder that a run, a stage or a model folder means.
+
+    In a run it is the newest stage that can chat, or where none can, the newest that can write.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    found = [f.parent for f in path.glob("*/model/config.json") if _writes(f)]
+    if not found:
+        what = "has no finished stage yet" if path.is_dir() else "does not exist"
+        raise ModelError(f"no model at {path}: it {what}; give a run, a stage or a model folder")
+    return max(found, key=lambda folder: (IM_END in _stop_ids(folder), _age(folder)))
+
+
+def _age(folder: Path) -> tuple[float, int]:
+    stage = folder.parent.name
+    return (folder / "config.json").stat().st_mtime, STAGE_ORDER.index(stage) if stage in STAGE_ORDER else -1
+
+
+def _writes(config: Path) -> bool:
+    """Whether it is a language model, unlike a reward model or an embedder."""
+    kinds = _read_json(config).get("architectures") or ["CausalLM"]
+    return any(str(kind).endswith("CausalLM") for kind in kinds)
+
+
+def _stop_ids(folder: Path) -> tuple[int, ...]:
+    """The end marks the folder names, in `generation_config.json` or else in `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json(folder / name).get("eos_token_id")
+        if isinstance(ids, int):
+            return (ids,)
+        if isinstance(ids, list) and ids and all(isinstance(i, int) for i in ids):
+            return tuple(ids)
+    return (END_OF_TEXT,)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; nothing where there is none: whoever needs more says what is missing."""
+    with contextlib.suppress(OSError, ValueError):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict):
+            return data
+    return {}
+
+
+def _require(device: torch.device) -> None:
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= here.get(device.type, 1):
+        names = ", ".join(name for name, count in here.items() if count)
+        raise ResourceError(f"there is no device '{device}' here; use one of: {names}")
+
+
+def _resolve(placement: Placement) -> tuple[torch.device, torch.dtype]:
+    name = placement.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r} is not a device; use auto, cpu, cuda, cuda:1 or mps") from error
+    _require(device)
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    auto = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return device, names[auto if placement.dtype == "auto" else placement.dtype]

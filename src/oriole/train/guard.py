@@ -1,0 +1,99 @@
+"""What is put around the loop: stopping by a signal, evaluations that leave no trace, errors with advice."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from oriole.errors import ResourceError
+from oriole.train import checkpoint
+
+__all__ = ["StopRequest", "from_compiler", "memory_errors", "undisturbed"]
+
+T = TypeVar("T")
+
+
+class _BreakOff(BaseException):
+    """Leaves `breakable` work when a signal comes."""
+
+
+class StopRequest:
+    """Remembers that SIGINT or SIGTERM came; a second signal meets the handlers that were there before."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        """The signal that came, if any."""
+        self._breakable = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the two signals inside the block. Outside of the main thread, where Python has no signals, nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def give_back() -> None:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            self.signum = signum
+            give_back()
+            if self._breakable:
+                raise _BreakOff
+
+        for signum in before:
+            signal.signal(signum, ask)
+        try:
+            yield
+        finally:
+            give_back()
+
+    def breakable(self, work: Callable[[], T]) -> T | None:
+        """The result of `work`, which must have no effects; None when a signal came: it is left at once."""
+        if self.signum is not None:
+            return None
+        try:
+            self._breakable = True
+            return work()
+        except _BreakOff:
+            return None
+        finally:
+            self._breakable = False
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Whatever happens inside, random numbers and the modules' modes are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    rng = checkpoint.rng_state(device)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        checkpoint.restore_rng(*rng, device)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a lack of memory, on the host or the device, into a `ResourceError` that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            "the device has not enough memory for a step; halve train.batch_size and double train.accumulate"
+        ) from error
+
+
+def from_compiler(error: BaseException) -> bool:
+    """Whether torch.compile's own machinery raised this (a cache folder that cannot be written counts)."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -1,0 +1,98 @@
+"""The fused loss equals the slow one, and a sum is a sum."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from oriole.model.config import ModelConfig
+from oriole.model.lm import LM
+from oriole.train import objectives
+from oriole.train.batch import IGNORE, Batch
+from oriole.train.objectives import LMObjective, cross_entropy
+
+
+def inputs(n: int, v: int = 37, d: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    h = torch.randn(n, d, generator=generator, dtype=torch.float64).requires_grad_()
+    w = torch.randn(v, d, generator=generator, dtype=torch.float64).requires_grad_()
+    return h, w, torch.randint(0, v, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 50])
+def test_loss_and_gradients_equal_torch_in_fp64(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    h, w, y = inputs(n)
+    (3.5 * cross_entropy(h, w, y)).backward()
+    fused = h.grad.clone(), w.grad.clone()
+    h.grad = w.grad = None
+    reference = 3.5 * F.cross_entropy(h @ w.T, y, reduction="sum")
+    reference.backward()
+    assert float(3.5 * cross_entropy(h, w, y)) == pytest.approx(float(reference), rel=1e-12)
+    torch.testing.assert_close(fused[0], h.grad, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(fused[1], w.grad, atol=1e-12, rtol=1e-10)
+
+
+def test_the_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    rows = []
+
+    def spy(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows.append(len(x))
+        return objectives.cross_entropy_chunk(x, w, y)
+
+    cross_entropy(*inputs(50), spy)
+    assert rows == [16, 16, 16, 16]
+
+
+def test_bf16_autocast_stays_close() -> None:
+    h, w, y = (t.float() if t.is_floating_point() else t for t in inputs(40))
+    exact = F.cross_entropy(h @ w.T, y, reduction="sum")
+    with torch.autocast("cpu", torch.bfloat16):
+        low = cross_entropy(h, w, y)
+    assert low.dtype == torch.float32
+    assert float(low) == pytest.approx(float(exact), rel=0.02)
+
+
+def model_and_batch() -> tuple[LM, Batch]:
+    torch.manual_seed(0)
+    model = LM(
+        ModelConfig(vocab_size=50, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24, context=32)
+    )
+    tokens = torch.randint(0, 50, (3, 10))
+    targets = torch.randint(0, 50, (3, 10))
+    targets[0, 4:] = IGNORE
+    targets[2] = IGNORE
+    return model, Batch(tokens, targets, torch.zeros(3, 10, dtype=torch.int32), torch.arange(10).expand(3, 10))
+
+
+def test_lm_objective_is_the_sum_over_trained_tokens() -> None:
+    model, batch = model_and_batch()
+    objective = LMObjective()
+    logits = model.head("logits", model(batch.tokens, batch.doc, batch.pos).h)
+    slow = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    torch.testing.assert_close(objective(model, batch).sum, slow)
+    assert int(objective.weight(batch)) == 14
+
+
+def test_a_batch_without_targets_has_zero_loss_and_zero_gradient() -> None:
+    model, batch = model_and_batch()
+    empty = Batch(batch.tokens, torch.full_like(batch.targets, IGNORE), batch.doc, batch.pos)
+    loss = LMObjective()(model, empty).sum
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_chunks_equal_eager_ones() -> None:
+    model, batch = model_and_batch()
+    eager, compiled = LMObjective(), LMObjective()
+    compiled.compile()
+    results = []
+    for objective in (eager, compiled):
+        model.zero_grad()
+        loss = objective(model, batch).sum
+        loss.backward()
+        results.append((loss.detach(), model.embedding.weight.grad.clone()))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-6, rtol=1e-4)
