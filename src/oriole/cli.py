@@ -149,7 +149,8 @@ def _ask(recipe: "Recipe") -> None:
 
     if any(e["event"] == "questions" for e in read_events(recipe.folder)[-1:]):
         return
-    questions = [q for path in expand([recipe.eval.questions], Path(recipe.data)) for q in read_questions(path)]
+    paths = expand([recipe.eval.questions], Path(recipe.data))
+    questions = [question for path in paths for question in read_questions(path)]
     result = evaluate_questions(Oriole(recipe.folder / "model"), questions)
     with (recipe.folder / "answers.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in result.pop("answers"))

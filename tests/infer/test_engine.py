@@ -121,9 +121,15 @@ def test_prompts_that_cannot_be_used_are_refused_by_name(lm: LM) -> None:
         engine.submit([1] * 64, greedy(1))
     with pytest.raises(ModelError, match="prompt is empty"):
         engine.submit([], greedy(1))
-    with pytest.raises(ModelError, match="outside the model's vocabulary of 97"):
+    with pytest.raises(ModelError, match="outside the vocabulary of 97"):
         engine.submit([97], greedy(1))
     assert not engine and engine.step() == []
+
+
+def test_ids_beyond_the_tokenizer_never_come(lm: LM) -> None:
+    prompts = [[i % 20 for i in p] for p in prompts_of([5, 9, 12])]
+    assert max(max(ids) for ids in Engine(lm).run([(p, greedy(20)) for p in prompts])) >= 20
+    assert max(max(ids) for ids in Engine(lm, vocab_size=20).run([(p, greedy(20)) for p in prompts])) < 20
 
 
 def test_prefill_is_cut_into_bounded_pieces(

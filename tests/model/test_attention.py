@@ -47,11 +47,13 @@ def test_document_mask_by_hand() -> None:
     assert mask == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
-def test_sdpa_takes_the_flash_kernel_on_a_cpu() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", ["causal", "documents"])
+def test_sdpa_takes_the_flash_kernel_on_a_cpu(dtype: torch.dtype, mask: str) -> None:
     """GQA and an explicit mask must not fall to the math path, which is several times slower (DESIGN, fault 15)."""
-    inputs = qkv()
+    inputs = [x.detach().to(dtype).requires_grad_() for x in qkv()]
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        attend(*inputs, masks()["documents"], backend="sdpa").sum().backward()
+        attend(*inputs, masks()[mask], backend="sdpa").sum().backward()
     names = {event.key for event in record.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
     assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in names

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from oriole.errors import ModelError
-from oriole.model.folder import load_model, save_model
+from oriole.errors import ModelError, ResourceError
+from oriole.model.folder import load_model, read_config, save_model
 from oriole.model.lm import LM
 
 
@@ -40,9 +41,16 @@ def test_a_folder_saved_by_transformers_loads(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, max_position_embeddings=128, tie_word_embeddings=False,
-        )  # fmt: skip
+            vocab_size=97,
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+        )
     ).eval()
     theirs.save_pretrained(tmp_path)
     x = torch.randint(0, 97, (2, 40))
@@ -75,6 +83,12 @@ def test_both_dialects_and_the_stop_ids_are_on_disk(small: LM, tmp_path: Path) -
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type=yarn"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope_type=linear"),
+        ({"rope_theta": 3.0}, "rope_theta says .3.0, 100000.0. in two places"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.*sliding_attention"),
+        ({"model_type": "oriole", "oriole": {"mtp": 2}}, "mtp"),
+        ({"oriole_schema": 2}, "schema 2, this Oriole reads 1"),
+        ({"hidden_size": None}, "hidden_size = None is not an integer"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -106,6 +120,82 @@ def test_broken_files_are_one_sentence(small: LM, tmp_path: Path) -> None:
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_absent_keys_mean_what_transformers_means(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoConfig
+
+    shape = {"vocab_size": 9, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1}
+    data = shape | {"model_type": kind, "num_attention_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    theirs, mine = AutoConfig.from_pretrained(tmp_path), read_config(tmp_path)
+    assert mine.num_kv_heads == theirs.num_key_value_heads
+    assert mine.head_dim == (theirs.head_dim or 64 // 32)
+    assert mine.context == theirs.max_position_embeddings
+    assert mine.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert mine.norm_eps == theirs.rms_norm_eps
+    assert mine.tie_embeddings == theirs.tie_word_embeddings
+    assert mine.init_std == theirs.initializer_range
+
+
+def test_weights_are_read_in_the_wanted_precision(small: LM, tmp_path: Path) -> None:
+    save_model(small, tmp_path, chat=False)
+    low = load_model(tmp_path, "cpu", torch.bfloat16)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert torch.equal(low.cos, small.cos)
+    assert all(p.requires_grad for p in low.parameters())
+    x = torch.randint(0, 97, (1, 30))
+    assert (ours(low, x).float() - ours(small, x)).abs().mean() < 0.05 * ours(small, x).abs().mean()
+
+
+def test_a_tied_head_that_was_written_all_the_same_is_ignored(small: LM, tmp_path: Path) -> None:
+    save_model(small, tmp_path, chat=False)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors"
+    )
+    x = torch.randint(0, 97, (1, 9))
+    assert torch.equal(ours(load_model(tmp_path), x), ours(small, x))
+
+
+def test_integer_weights_are_refused_by_name(small: LM, tmp_path: Path) -> None:
+    save_model(small, tmp_path, chat=False)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(48, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"tensor model.norm.weight .* is torch.int8"):
+        load_model(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_old_files_whole(
+    small: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(small, tmp_path, chat=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("oriole.model.folder.save_file", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        save_model(small, tmp_path, chat=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_index_may_not_leave_its_folder(small: LM, tmp_path: Path) -> None:
+    save_model(small, tmp_path, chat=False)
+    (tmp_path / "model.safetensors").unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(ModelError, match="outside its folder"):
+        load_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(ModelError, match=r"gone.safetensors is missing"):
+        load_model(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(ModelError, match="not an object"):
         load_model(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """The decoder: documents are worlds of their own, and a cache changes nothing but the speed."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -110,6 +112,68 @@ def test_a_full_cache_is_an_error_not_a_wraparound(small: LM) -> None:
         small(tokens(1, 9), cache=cache)
 
 
+def test_a_freed_row_leaves_no_trace(small: LM) -> None:
+    cache = Cache(small.config, 2, 16)
+    logits(small, tokens(2, 9), cache=cache)
+    cache.lengths[0] = 0
+    other = (tokens(1, 4) + 5) % 97
+    again = logits(small, other, cache=(row := cache.rows(0, 1)))
+    assert row.lengths == [4]
+    torch.testing.assert_close(again, logits(small, other), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("doc", [[[-1, 0, 0]], [[0, -1, 0]]])
+def test_only_padding_at_the_end_goes_into_a_cache(small: LM, doc: list[list[int]]) -> None:
+    cache = Cache(small.config, 1, 8)
+    with pytest.raises(ModelError, match="put it at the end"):
+        small(tokens(1, 3), torch.tensor(doc), cache=cache)
+    assert cache.lengths == [0]
+
+
+def test_more_tokens_than_the_context_are_refused(small: LM) -> None:
+    with pytest.raises(ModelError, match="129 tokens exceed the model's context of 128"):
+        small(tokens(1, 129))
+    with pytest.raises(ModelError, match="129 tokens exceed"):
+        small(tokens(1, 129), cache=Cache(small.config, 1, 200))
+    with pytest.raises(ModelError, match="2 rows of tokens for a cache of 1"):
+        small(tokens(2, 3), cache=Cache(small.config, 1, 8))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "grouped"])
+def test_training_gradients_equal_the_eager_reference(model: LM, backend: Backend) -> None:
+    """Packed documents with padding, every parameter's gradient."""
+    x = tokens(2, 24)
+    doc = torch.tensor([[0] * 9 + [1] * 11 + [-1] * 4, [0] * 24])
+    pos = torch.tensor([[*range(9), *range(11), *range(4)], [*range(24)]])
+    gradients = []
+    for model.backend in ("eager", backend):
+        model.zero_grad()
+        h = model(x, doc, pos).h
+        loss = torch.nn.functional.cross_entropy(model.head("logits", h[doc >= 0]), x[doc >= 0], reduction="sum")
+        loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == dict(model.named_parameters()).keys()
+    for name, reference in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], reference, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own imports
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_training_step_compiles_into_one_graph(small: LM) -> None:
+    x, doc = tokens(2, 16), torch.tensor([[0] * 9 + [1] * 7, [0] * 16])
+    pos = torch.tensor([[*range(9), *range(7)], [*range(16)]])
+    graphs = []
+    for run in (small, torch.compile(small, fullgraph=True, dynamic=False)):
+        small.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            h = run(x, doc, pos).h
+        h.float().square().sum().backward()
+        graphs.append((h.detach().float(), small.blocks[0].attention.qkv.weight.grad.clone()))
+    for plain, compiled in zip(*graphs, strict=True):
+        assert (plain - compiled).norm() <= 0.03 * plain.norm()
+
+
 def test_dropout_acts_while_training_only(small: LM) -> None:
     x = tokens(1, 9)
     plain = logits(small, x)
@@ -139,8 +203,7 @@ def test_output_projections_start_smaller() -> None:
     from oriole.model.config import preset
 
     torch.manual_seed(0)
-    model = LM(preset("demo"))
-    block = model.blocks[0]
+    block = LM(preset("demo")).requires_grad_(False).blocks[0]
     assert float(block.mlp.gate_up.weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(block.mlp.down.weight.std()) == pytest.approx(0.02 / 12**0.5, rel=0.02)
     assert float(block.attention.out.weight.std()) == pytest.approx(0.02 / 12**0.5, rel=0.02)

@@ -105,6 +105,18 @@ def test_tool_calls_come_out_alike_however_they_were_written() -> None:
         assert [t["type"] for t in one.tools] == ["function"] and one.tools[0]["function"]["name"]
 
 
+def test_calls_one_after_another_are_one_message(tmp_path: Path) -> None:
+    calls = [{"role": "function_call", "content": {"name": "f", "arguments": {"n": n}}} for n in (1, 2)]
+    messages = chat(tmp_path, {"messages": [{"role": "user", "content": "a"}, *calls]}).messages
+    assert messages[1:] == (Message("assistant", "", (ToolCall("f", {"n": 1}), ToolCall("f", {"n": 2}))),)
+
+
+def test_openais_older_function_call(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"n": 1}'}}
+    messages = chat(tmp_path, {"messages": [{"role": "user", "content": "a"}, call]}).messages
+    assert messages[1] == Message("assistant", "", (ToolCall("f", {"n": 1}),))
+
+
 def test_minimind_reasoning_tools_and_calls() -> None:
     tool, thought, tagged = read_chats(EXAMPLES / "chat" / "minimind.jsonl")
     assert [m.role for m in tool.messages] == ["user", "assistant", "tool", "assistant"]  # the empty system is gone
@@ -330,6 +342,9 @@ def test_broken_json_names_the_line(tmp_path: Path) -> None:
     array.write_text('[\n{"text": "a"},\n{"txt": "b"}]', encoding="utf-8")
     with pytest.raises(DataError, match=r"d\.json, line 3, record 2: the record has 'txt'"):
         list(read_docs(array))
+    array.write_text(json.dumps([{"text": "a"}, {"txt": "b"}], indent=1), encoding="utf-8")
+    with pytest.raises(DataError, match=r"d\.json, line 5, record 2: the record has 'txt'"):
+        list(read_docs(array))
 
 
 def test_missing_empty_and_foreign_paths(tmp_path: Path) -> None:
@@ -412,7 +427,7 @@ def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [str(p.relative_to(tmp_path)) for p in expand(patterns, root)]
 
     assert names("*.jsonl*") == ["a.jsonl.xz", "b.jsonl"]
-    assert names("b.jsonl", "*.jsonl*", "./b.jsonl") == ["a.jsonl.xz", "b.jsonl"]
+    assert names("b.jsonl", "*.jsonl*", "sub/../b.jsonl") == ["a.jsonl.xz", "b.jsonl"]
     assert names("**/*.txt") == ["sub/c.txt"]
     assert names(".") == ["[x].md", "a.jsonl.xz", "b.jsonl", "sub/c.txt"] == names(tmp_path, root=None)
     assert names("[x].md") == ["[x].md"] and names("s*") == ["sub/c.txt"]

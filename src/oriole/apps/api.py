@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, final
 
 import torch
+from pydantic import field_validator
 
 from oriole.config import Config, validate
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
@@ -57,6 +58,22 @@ class Generation(Config):
     """The answer ends before the first of these strings."""
     seed: int | None = None
     """The same seed gives the same answer to the same prompt, alone or in a batch."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, stop: Any) -> Any:
+        return (stop,) if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_string(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty string stands everywhere; give strings of at least one character")
+        return stop
+
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
+        """The engine's settings; stop strings are not among them, because they are found in the text."""
+        return Sampling(stop_ids=stop_ids, **self.model_dump(include=set(Generation.model_fields) - {"stop"}))
 
 
 class Options(TypedDict, total=False):
@@ -183,13 +200,17 @@ class Oriole:
 
     # --- below: ids, for the other apps ------------------------------------------------------------------------------
 
-    def prompt(self, messages: Sequence[Message], how: Generation) -> list[int]:
-        """The ids of a conversation that waits for an answer, its oldest turns left out where it is too long."""
+    def require_chat(self) -> None:
+        """`ModelError` if the model cannot chat."""
         if not self.can_chat:
             raise ModelError(
                 f"{self.folder} holds a pretrained model that cannot chat yet; fine-tune it first (oriole train "
                 "RECIPE/sft), or let it go on writing with text_generate"
             )
+
+    def prompt(self, messages: Sequence[Message], how: Generation) -> list[int]:
+        """The ids of a conversation that waits for an answer, its oldest turns left out where it is too long."""
+        self.require_chat()
         room = self.context - min(how.max_new_tokens, self.context // 4)
         system = [m for m in messages[:1] if m.role == "system"]
         rest = messages[len(system) :]
@@ -211,9 +232,9 @@ class Oriole:
             )
         return shortest
 
-    def sampling(self, how: Generation) -> Sampling:
-        """The engine's settings for it; stop strings are not among them, they are found in the text."""
-        return Sampling(stop_ids=self.stop_ids, **how.model_dump(exclude={"stop"}))
+    def engine(self, batch: int) -> Engine:
+        """A fresh engine for the model that gives only ids the tokenizer knows."""
+        return Engine(self.model, batch, vocab_size=self.tokenizer.vocab_size)
 
     def answers(
         self, prompts: Iterable[Sequence[int]], how: Generation, batch: int = BATCH
@@ -222,8 +243,8 @@ class Oriole:
 
         Prompts are taken from the iterable only when there is room for them.
         """
-        sampling = self.sampling(how)
-        engine = Engine(self.model, batch)
+        sampling = how.sampling(self.stop_ids)
+        engine = self.engine(batch)
         queue = enumerate(prompts)
         writing: dict[int, tuple[int, _Text]] = {}
         while True:
@@ -336,13 +357,7 @@ def _turn(query: str, answer: str, like: Sequence[object]) -> list[Any]:
 
 def _generation(options: Options) -> Generation:
     """The options as checked settings; `ConfigError` names an unknown one and the nearest known."""
-    given: dict[str, Any] = dict(options)
-    if isinstance(given.get("stop"), str):
-        given["stop"] = (given["stop"],)
-    how = validate(Generation, given, "generate")
-    if "" in how.stop:
-        raise ConfigError("stop has an empty string, which is everywhere; give strings of at least one character")
-    return how
+    return validate(Generation, dict(options), "generate")
 
 
 # --- folders and devices ---------------------------------------------------------------------------------------------

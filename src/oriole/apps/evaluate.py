@@ -9,7 +9,6 @@ from typing import Any
 
 from oriole.apps.api import Generation, Oriole, to_message
 from oriole.errors import DataError
-from oriole.infer.engine import Engine
 from oriole.log import track
 from oriole.text.files import values
 
@@ -82,11 +81,11 @@ def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], b
     that loop or do not end, "answers": [{"kind", "lang", "messages", "answers", "answer", "correct", "loop"}]}`.
     """
     how = Generation(temperature=0.0, max_new_tokens=NEW_TOKENS)
-    sampling = oriole.sampling(how)
+    sampling = how.sampling(oriole.stop_ids)
     requests = [(oriole.prompt([to_message(m) for m in q["messages"]], how), sampling) for q in questions]
     answers: list[dict[str, Any]] = [{} for _ in questions]
     with track("asking", total=len(questions), unit="questions") as bar:
-        for done in Engine(oriole.model, max_batch=batch).complete(requests):
+        for done in oriole.engine(batch).complete(requests):
             question = questions[done.place]
             answer = oriole.tokenizer.decode(done.ids)
             answers[done.place] = {

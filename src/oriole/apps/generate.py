@@ -10,7 +10,7 @@ from pydantic import Field
 
 from oriole.apps.api import Generation, Oriole, Placement, to_message
 from oriole.config import apply_overrides, parse_overrides, validate
-from oriole.errors import ConfigError, DataError, raise_for_os_error
+from oriole.errors import ConfigError, DataError, ModelError, raise_for_os_error
 from oriole.log import say, track
 from oriole.text.files import values
 from oriole.text.template import Message
@@ -42,8 +42,6 @@ def generate_file(path: str | Path, settings: Sequence[str] = ()) -> int:
     """`oriole generate PATH input=… output=…`: `answer_file` with the model at `path`; how many were answered now."""
     given: dict[str, Any] = {}
     apply_overrides(given, parse_overrides(settings))
-    if isinstance(given.get("stop"), str):
-        given["stop"] = [given["stop"]]
     how = validate(GenerateSettings, given, "oriole generate")
     total = _check_input(how)  # a mistake in the last line is better met before the model is loaded
     return answer_file(Oriole(path).place(how), how, total)
@@ -55,6 +53,7 @@ def answer_file(oriole: Oriole, how: GenerateSettings, total: int | None = None)
     The output has the records in the order of the input, whole lines only, each written as soon as it and all before it
     are answered; so it may be stopped at any time. `DataError` when the output belongs to another input.
     """
+    oriole.require_chat()
     total = _check_input(how) if total is None else total
     done = _continue_after(how)
     if done == total:
@@ -92,8 +91,8 @@ def _answered(oriole: Oriole, records: Iterator[_Record], how: GenerateSettings)
             open_[place], texts[place] = record.value, ""
             try:
                 yield oriole.prompt(record.messages, how)
-            except DataError as error:
-                raise DataError(f"{how.input}, {record.where}: {error}") from error
+            except ModelError as error:
+                raise ModelError(f"{how.input}, {record.where}: {error}") from error
 
     following = 0
     for place, piece, last in oriole.answers(prompts(), how, how.batch_size):
@@ -156,9 +155,9 @@ def _continue_after(how: GenerateSettings) -> int:
     try:
         with how.output.open("r+b") as file:
             for line in file:
-                if not line.endswith(b"\n"):
-                    break
                 record = next(records, None)
+                if record is not None and _is_torn(line, record.value):
+                    break
                 if record is None or _question_of(line, how.answer_key) != record.value:
                     raise DataError(
                         f"{how.output}, line {done + 1}, does not answer record {done + 1} of {how.input}; it was made "
@@ -172,8 +171,16 @@ def _continue_after(how: GenerateSettings) -> int:
     return done
 
 
+def _is_torn(line: bytes, record: dict[str, Any]) -> bool:
+    """Whether it is the beginning of the record's output line: what a crash or a full disk leaves at the end."""
+    begins = json.dumps(record, ensure_ascii=False).encode()[:-1]
+    return not line.endswith(b"\n") and (begins.startswith(line) or line.startswith(begins))
+
+
 def _question_of(line: bytes, answer_key: str) -> Any:
     """An output line as it was in the input, None if it is no such line."""
+    if not line.endswith(b"\n"):
+        return None
     try:
         record = json.loads(line)
     except ValueError:

@@ -26,6 +26,7 @@ class Example:
     turns: tuple[str, ...]
     answers: tuple[str, ...]
     system: str = ""
+    topic: str = ""  # what is asked: the attribute of a fact, the language of a word
 
     def prompt(self) -> list[dict[str, str]]:
         messages = [{"role": "system", "content": self.system}] if self.system else []
@@ -96,7 +97,7 @@ def facts(entities: Sequence[Entity], lang: Lang, per_fact: int, rng: random.Ran
         for attribute in attributes(entity):
             questions = fact_questions(entity, attribute, lang)
             for question in rng.sample(questions, min(per_fact, len(questions))):
-                out.append(Example("fact", lang, (question,), fact_answers(entity, attribute, lang)))
+                out.append(Example("fact", lang, (question,), fact_answers(entity, attribute, lang), topic=attribute))
     return out
 
 
@@ -135,7 +136,7 @@ def words(pool: Sequence[Word], lang: Lang, count: int, rng: random.Random) -> l
 
         def make(word: Word = word, target: Lang = target) -> Example:
             question = vocabulary.ask_word(word, lang, target, rng)
-            return Example("word", lang, (question,), tuple(vocabulary.word_answers(word, lang, target)))
+            return Example("word", lang, (question,), tuple(vocabulary.word_answers(word, lang, target)), topic=target)
 
         out += distinct(make, 1, taken)
     return out

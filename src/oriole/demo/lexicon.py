@@ -5,27 +5,33 @@ Data: UTF-8 tab-separated files in `data/`, one header line each, no quoting.
 `words_*.tsv`     topic, pos, en, zh. One word pair a line; `pos` is one of `POS`.
 `terms_*.tsv`     en, zh, topic, article, plural, measure, definition_en, definition_zh, then two columns for each
                   attribute, `<attribute>_en` and `<attribute>_zh`. All terms of a file have the same attributes.
-                  `article` is "a", "an" or empty (uncountable, or plural like "scissors"); `plural` is empty for
-                  uncountable nouns. `measure` is the Chinese measure word that follows a number (一只猫: 只).
+                  `article` is "a", "an", "the" (the sun) or empty (uncountable, or plural like "scissors"); `plural`
+                  is empty where there is none. `measure`: the measure word that follows a number (一只猫: 只).
 
 Every term is a word too (a noun of the same topic); a pair stands in one file only.
 
-How a trait fits a sentence (E: English form, Z: Chinese form):
+How a trait fits a sentence: what kind of phrase the two forms are, and a sentence that takes them. Where an example
+would repeat the rule above it, it is left out.
 
-animal     eats       E noun phrase                "A heron eats fish and frogs."       Z noun     苍鹭吃鱼和青蛙。
-           lives      E prepositional phrase       "A heron lives near rivers."         Z place    苍鹭生活在河边。
-           known_for  E gerund phrase              "It is known for standing still."    Z verb     它擅长一动不动地站着。
-fruit,     colour     E adjective phrase           "A plum is purple."                  Z adjective李子是紫色的。(no 的)
-vegetable  taste      E adjective phrase           "A plum tastes sweet and sour."      Z adjective李子的味道又甜又酸。
-           grows      E prepositional phrase       "A plum grows on a tree."            Z place    李子长在树上。
-food       made_of    E noun phrase                "Bread is made from flour."          Z noun     面包是用面粉做的。
-           taste      E adjective phrase           "Bread tastes plain and soft."       Z adjective面包的味道清淡松软。
-           when       E adverbial                  "People often have it at breakfast." Z adverbial人们常在早餐时吃面包。(在…)
-job        does       E bare verb phrase           "A baker's work is to bake bread."   Z verb     面包师的工作是烤面包。
-           place      E prepositional phrase       "A baker works in a bakery."         Z place    面包师在面包店工作。
-           tool       E noun phrase with article   "A baker uses an oven."              Z noun     面包师常用烤箱。
-things     used_for   E gerund phrase              "A saw is used for cutting wood."    Z verb     锯子用来锯木头。
-place      you_can    E bare verb phrase           "In a library you can borrow books." Z verb     在图书馆可以借书。
+animal      eats        noun                  A heron eats [fish and frogs].           苍鹭吃[鱼和青蛙]。
+            lives       preposition / place   A heron lives [near rivers and lakes].   苍鹭生活在[河边和湖边]。
+            known_for   gerund / verb         A heron is known for [standing still].   苍鹭会[一动不动地站着]。
+fruit and   colour      adjective (no 的)     A plum is [purple].                      李子是[紫色]的。
+vegetable   taste       adjective             A plum tastes [sweet and sour].          李子的味道[又酸又甜]。
+            grows       preposition / place   A plum grows [on a tree].                李子长在[树上]。
+food        made_of     noun                  Bread is made from [flour and water].    面包是用[面粉和水]做的。
+            taste       adjective, as above
+            when        adverbial (zh: 在…)   People often have bread [at breakfast].  人们常[在早餐时]吃面包。
+ingredient  comes_from  noun                  Milk comes from [cows].                  牛奶来自[奶牛]。
+            taste       adjective, as above
+            used_for    gerund / verb         Flour is used for [making bread].        面粉用来[做面包]。
+job         does        bare verb             A baker's work is to [bake bread].        面包师的工作是[烤面包]。
+            place       preposition / place   A carpenter works [in a workshop].       木匠在[木工房]工作。
+            tool        noun with article     A carpenter uses [a saw and a plane].    木匠常用[锯子和刨子]。
+all things  used_for    gerund / verb         A saw is used for [cutting wood].        锯子用来[锯木头]。
+place       you_can     bare verb             In a library you can [borrow books].     在图书馆可以[借书]。
+
+Terms of nature, sky, weather and plant have a definition only.
 """
 
 import re
@@ -37,13 +43,13 @@ from importlib import resources
 POS = ("noun", "verb", "adj", "time", "number", "other")
 _WORD_COLUMNS = ["topic", "pos", "en", "zh"]
 _TERM_COLUMNS = ["en", "zh", "topic", "article", "plural", "measure", "definition_en", "definition_zh"]
-_EN = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
+_EN = re.compile(r"[A-Za-z][a-z]*(?:[ '-][a-z]+)*")
 _HAN = re.compile(r"[\u4e00-\u9fff]+")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A pair of words that translate each other. `en` lower case, without article; `zh` 1 to 4 characters."""
+    """Two words that translate each other; `en` has no article and is lower case but for names (Monday, China)."""
 
     en: str
     zh: str
@@ -89,7 +95,9 @@ def terms() -> tuple[Term, ...]:
     seen: dict[str, str] = {}
     for where, header, row in _rows("terms_"):
         attributes = _attributes(where, header)
-        term = Term(*row[:8], traits=tuple(Trait(a, *row[8 + 2 * i : 10 + 2 * i]) for i, a in enumerate(attributes)))
+        traits = tuple(Trait(name, row[8 + 2 * i], row[9 + 2 * i]) for i, name in enumerate(attributes))
+        en, zh, topic, article, plural, measure, definition_en, definition_zh = row[:8]
+        term = Term(en, zh, topic, article, plural, measure, definition_en, definition_zh, traits)
         _check_term(where, term)
         _claim(where, seen, "en " + term.en, "zh " + term.zh, term.definition_en, term.definition_zh)
         found.append(term)
@@ -142,8 +150,8 @@ def _check_pair(where: str, en: str, zh: str) -> None:
 def _check_term(where: str, term: Term) -> None:
     _check_pair(where, term.en, term.zh)
     _require(bool(term.topic), where, "no topic")
-    _require(term.article in ("a", "an", ""), where, f"bad article {term.article!r}")
-    _require(not term.article or bool(term.plural), where, "a countable noun needs its plural")
+    _require(term.article in ("a", "an", "the", ""), where, f"bad article {term.article!r}")
+    _require(term.article not in ("a", "an") or bool(term.plural), where, "a countable noun needs its plural")
     _require(not term.plural or _EN.fullmatch(term.plural) is not None, where, f"bad plural {term.plural!r}")
     _require(_HAN.fullmatch(term.measure) is not None, where, f"bad measure word {term.measure!r}")
     subject = f"{term.article} {term.en}".strip()
@@ -151,7 +159,9 @@ def _check_term(where: str, term: Term) -> None:
     start = f"{subject[0].upper()}{subject[1:]} {verb} "
     _require(term.definition_en.startswith(start), where, f"the English definition must start with {start!r}")
     _require(term.definition_en.endswith("."), where, "the English definition must end with a full stop")
-    _require(term.definition_zh.startswith(term.zh + "是"), where, f"the Chinese definition must start with {term.zh}是")
+    _require(
+        term.definition_zh.startswith(term.zh + "是"), where, f"the Chinese definition must start with {term.zh}是"
+    )
     _require(term.definition_zh.endswith("。"), where, "the Chinese definition must end with 。")
     for chinese in (term.definition_zh, *(t.zh for t in term.traits)):
         _require(re.fullmatch(r"[\u4e00-\u9fff，、。]+", chinese) is not None, where, f"bad Chinese text {chinese!r}")

@@ -95,11 +95,9 @@ _ADVICE = {
 
 def _weather(lang: Lang, rng: random.Random) -> str:
     day, sky = rng.randrange(7), rng.randrange(8)
-    if sky == 5 or (sky == 7 and rng.random() < 0.5):
-        low = rng.randrange(1, 5)
-    else:
-        low = rng.randrange(6, 24)
-    high = low + rng.randrange(3, 9)
+    least, most = {5: (0, 2), 6: (16, 24), 7: (1, 5)}.get(sky, (6, 24))
+    low = rng.randrange(least, most)
+    high = low + (rng.randrange(1, 3) if sky == 5 else rng.randrange(3, 9))
     advice = rng.choice(_ADVICE[lang][sky])
     if lang == "en":
         return f"The weather on {DAYS_EN[day]}: {_SKY[lang][sky]}, {low} to {high} degrees. {advice}"
@@ -117,7 +115,7 @@ _STORIES: dict[Lang, tuple[str, ...]] = {
         "Then {b} said goodbye and went home.",
         "It was raining, and {a} had no umbrella. {b} had a big one. “Come under mine,” said {b}. They walked home "
         "together, and from that day they were friends.",
-        "{a} wanted to give {b} a present and bought {thing}. {b} wanted to give {a} a present too and bought the very "
+        "{a} wanted to give {b} a present and bought {thing}. {b} wanted to give {a} a present too, and chose the very "
         "same. How they laughed!",
         "Every morning a small bird sang in the willow by {a}'s window. One morning it was quiet. {a} and {b} looked "
         "{spot} and found the bird with a nest and three eggs.",
@@ -154,7 +152,9 @@ _SPOTS: dict[Lang, tuple[str, ...]] = {
 
 def _story(lang: Lang, rng: random.Random) -> str:
     one, other = rng.sample(NAMES[lang], 2)
-    return rng.choice(_STORIES[lang]).format(a=one, b=other, thing=rng.choice(_THINGS[lang]), spot=rng.choice(_SPOTS[lang]))
+    return rng.choice(_STORIES[lang]).format(
+        a=one, b=other, thing=rng.choice(_THINGS[lang]), spot=rng.choice(_SPOTS[lang])
+    )
 
 
 def little_texts(lang: Lang, rng: random.Random, *, calendar: int, weather: int, stories: int) -> Iterator[Text]:

@@ -120,7 +120,7 @@ PLACE: dict[str, tuple[str, ...]] = {
         "{S} is known for {v}.",
         "{S} is famous for {v}.",
         "Traders come to {o} to buy {v}.",
-        "Nowhere is there better {v} than in {o}.",
+        "Nowhere can you buy better {v} than in {o}.",
         "The shops of {o} sell {v} of all kinds.",
         "Many families in {o} make a living from {v}.",
         "Visitors to {o} take {v} home with them.",
@@ -162,7 +162,7 @@ KIN: dict[str, tuple[str, ...]] = {
     kin: (
         f"{{P}} {kin} is {{v}}.",
         f"{{S}} has a {kin} named {{v}}.",
-        f"{{v}} is the {kin} of {{o}}.",
+        f"{{v}} is {{p}} {kin}.",
         f"{{S}} often has tea with {{h}} {kin}, {{v}}.",
     )
     for kin in ("father", "mother", "brother", "sister", "son", "daughter")

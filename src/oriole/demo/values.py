@@ -39,14 +39,14 @@ tailor 裁缝|carpenter 木匠|painter 画家|singer 歌手|writer 作家
 librarian 图书管理员|engineer 工程师|pilot 飞行员|sailor 水手|barber 理发师
 gardener 园丁|beekeeper 养蜂人|clockmaker 钟表匠|blacksmith 铁匠|plumber 水管工
 electrician 电工|mechanic 修理工|judge 法官|lawyer 律师|journalist 记者
-photographer 摄影师|dentist 牙医|vet 兽医|cook 厨师|waiter 服务员
+photographer 摄影师|dentist 牙医|vet 兽医|chef 厨师|guide 导游
 bus driver 公交车司机|firefighter 消防员|police officer 警察|actor 演员|architect 建筑师
 scientist 科学家|translator 翻译|miner 矿工|accountant 会计|musician 音乐家
 """)
 
 FOODS = _table("""
 dumplings 饺子|noodle soup 汤面|fried rice 炒饭|apple pie 苹果派|roast duck 烤鸭
-tofu 豆腐|pancakes 煎饼|porridge 粥|steamed buns 包子|spring rolls 春卷
+tofu 豆腐|pancakes 煎饼|porridge 粥|fried noodles 炒面|spring rolls 春卷
 tomato soup 番茄汤|grilled fish 烤鱼|mushroom soup 蘑菇汤|potato salad 土豆沙拉|pizza 披萨
 chicken curry 咖喱鸡|beef stew 炖牛肉|lamb skewers 羊肉串|rice cakes 年糕|mooncakes 月饼
 ice cream 冰淇淋|pumpkin pie 南瓜派|sausages 香肠|scrambled eggs 炒鸡蛋|corn bread 玉米面包
@@ -71,8 +71,10 @@ painting 画画|swimming 游泳|hiking 徒步|playing chess 下棋|playing the f
 playing the piano 弹钢琴|playing the violin 拉小提琴|playing the guitar 弹吉他|singing 唱歌|dancing 跳舞
 baking 烤点心|growing flowers 种花|fishing 钓鱼|cycling 骑自行车|running 跑步
 skating 滑冰|skiing 滑雪|rowing 划船|reading 读书|knitting 织毛衣
-making pottery 做陶艺|taking photographs 摄影|collecting stamps 集邮|collecting coins 收集硬币|collecting shells 收集贝壳
-watching birds 观鸟|watching the stars 看星星|practising calligraphy 练书法|flying kites 放风筝|playing table tennis 打乒乓球
+making pottery 做陶艺|taking photographs 摄影|collecting stamps 集邮|collecting coins 收集硬币
+collecting shells 收集贝壳
+watching birds 观鸟|watching the stars 看星星|practising calligraphy 练书法
+flying kites 放风筝|playing table tennis 打乒乓球
 playing basketball 打篮球|playing football 踢足球|doing yoga 练瑜伽|writing poems 写诗|folding paper 折纸
 camping 露营|rock climbing 攀岩|riding horses 骑马|doing magic tricks 变魔术|carving wood 刻木头
 """)
@@ -94,11 +96,11 @@ Needle Hill 针山|Pepper Hill 椒山|Rabbit Hill 兔山|Shell Hill 贝山|Wolf 
 PRODUCTS = _table("""
 honey 蜂蜜|silk 丝绸|tea 茶叶|porcelain 瓷器|cheese 奶酪
 wool 羊毛|candles 蜡烛|umbrellas 雨伞|kites 风筝|knives 刀具
-violins 小提琴|bells 铃铛|baskets 篮子|carpets 地毯|clocks 钟表
+violins 小提琴|bells 铃铛|baskets 篮子|carpets 地毯|clocks 时钟
 glass 玻璃|boots 靴子|hats 帽子|ink 墨水|salt 盐
-soap 肥皂|furniture 家具|toys 玩具|drums 鼓|fans 扇子
+soap 肥皂|furniture 家具|toys 玩具|drums 鼓|folding fans 折扇
 lanterns 灯笼|mirrors 镜子|ropes 绳子|bricks 砖头|buttons 纽扣
-combs 梳子|dolls 娃娃|perfume 香水|pencils 铅笔|vinegar 醋
+combs 梳子|dolls 洋娃娃|perfume 香水|pencils 铅笔|vinegar 醋
 jam 果酱|raisins 葡萄干|walnuts 核桃|cotton 棉花|paper 纸
 """)
 

@@ -3,82 +3,89 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from oriole.demo.lexicon import Term, Trait, Word, terms, words
 from oriole.demo.prose import Text, join
-from oriole.demo.values import MONTHS, Lang
+from oriole.demo.values import Lang
 
 
 @dataclass(frozen=True)
 class Split:
-    """The words and terms that SFT asks about, and those that it never asks about."""
+    """The words and terms that running text tells, those that SFT asks about, and those that it never asks about."""
 
+    all_words: tuple[Word, ...]
+    all_terms: tuple[Term, ...]
     words: tuple[Word, ...]
     held_words: tuple[Word, ...]
     terms: tuple[Term, ...]
     held_terms: tuple[Term, ...]
 
 
-def split_vocabulary(taken: Sequence[str], seed: int, held_words: int, held_terms: int) -> Split:
+def split_vocabulary(
+    taken: Set[str], seed: int, *, count_words: int, count_terms: int, held_words: int, held_terms: int
+) -> Split:
     """`taken`: English words that may not be held out, because another kind of question shows their translation."""
     rng = random.Random(f"vocabulary {seed}")
-    free = [word for word in words() if word.en not in taken]
-    hidden_words = set(rng.sample(free, held_words))
-    hidden_terms = set(rng.sample(terms(), held_terms))
+    chosen_terms = rng.sample(terms(), min(count_terms, len(terms())))
+    named = {term.en for term in chosen_terms} | taken
+    first = [word for word in words() if word.en in named]
+    others = [word for word in words() if word.en not in named]
+    chosen_words = first + rng.sample(others, max(0, min(count_words - len(first), len(others))))
+    hidden_words = set(rng.sample([word for word in chosen_words if word.en not in taken], held_words))
+    hidden_terms = set(rng.sample(chosen_terms, held_terms))
     return Split(
-        tuple(word for word in words() if word not in hidden_words),
-        tuple(word for word in words() if word in hidden_words),
-        tuple(term for term in terms() if term not in hidden_terms),
-        tuple(term for term in terms() if term in hidden_terms),
+        tuple(chosen_words),
+        tuple(chosen_terms),
+        tuple(word for word in chosen_words if word not in hidden_words),
+        tuple(word for word in chosen_words if word in hidden_words),
+        tuple(term for term in chosen_terms if term not in hidden_terms),
+        tuple(term for term in chosen_terms if term in hidden_terms),
     )
 
 
-# {e} is the English word, {z} the Chinese one. The first two are the forms of chat answers.
+# {e} is the English word, {z} the Chinese one. The first two are the forms of chat answers. English words always
+# follow a space: the tokenizer then sees the same word here as in running text.
 _GLOSSARY: dict[Lang, tuple[str, ...]] = {
     "en": (
-        'The Chinese for "{e}" is "{z}".',
-        'The English for "{z}" is "{e}".',
-        "{e} - {z}",
+        'The Chinese for {e} is "{z}".',
+        'The English for "{z}" is {e}.',
+        'The word {e} means "{z}".',
+        '"{z}" is {e} in English.',
+        'In English {e}, in Chinese "{z}"',
         "{z} - {e}",
-        'In Chinese "{e}" is "{z}".',
-        '"{z}" means "{e}".',
     ),
     "zh": (
-        "“{e}”的中文是“{z}”。",
-        "“{z}”的英文是“{e}”。",
-        "{e}：{z}",
-        "{z}：{e}",
-        "“{e}”的意思是“{z}”。",
-        "“{z}”用英文说是“{e}”。",
+        "单词 {e} 的中文是“{z}”。",
+        "“{z}”的英文是 {e}。",
+        "单词 {e} 的意思是“{z}”。",
+        "“{z}”用英文说是 {e}。",
+        "英文 {e}，中文“{z}”",
+        "{z} - {e}",
     ),
 }
 # The deal of forms over the passes: canonical forms twice as often.
 _DEAL = (0, 1, 2, 3, 4, 5, 0, 1)
 
 
-_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_CAPITAL = {*_DAYS, *(month.lower() for month in MONTHS), "chinese", "english", "china", "christmas"}
-
-
-def glossary_texts(lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
+def glossary_texts(words: Sequence[Word], lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
     """Every word pair once in each pass, six to a text, all in one form."""
-    pairs = list(words())
+    pairs = list(words)
     for number in range(passes):
         form = _GLOSSARY[lang][_DEAL[number % len(_DEAL)]]
         rng.shuffle(pairs)
         for start in range(0, len(pairs), 6):
-            lines = [form.format(e=spelled(word), z=word.zh) for word in pairs[start : start + 6]]
+            lines = [form.format(e=word.en, z=word.zh) for word in pairs[start : start + 6]]
             yield Text("\n".join(lines), "glossary")
 
 
 _WORD_QUESTIONS: dict[tuple[Lang, Lang], tuple[str, ...]] = {  # (language of the question, of the answer)
     ("en", "zh"): (
-        'How do you say "{e}" in Chinese?',
-        'What is "{e}" in Chinese?',
-        'What is the Chinese for "{e}"?',
-        'Translate "{e}" into Chinese.',
+        "How do you say the word {e} in Chinese?",
+        "What is the word {e} in Chinese?",
+        "What is the Chinese for {e}?",
+        "Translate the word {e} into Chinese.",
     ),
     ("en", "en"): (
         'What does "{z}" mean?',
@@ -86,21 +93,26 @@ _WORD_QUESTIONS: dict[tuple[Lang, Lang], tuple[str, ...]] = {  # (language of th
         'What is the English for "{z}"?',
         'Translate "{z}" into English.',
     ),
-    ("zh", "zh"): ("“{e}”是什么意思？", "“{e}”用中文怎么说？", "“{e}”的中文是什么？", "请把“{e}”翻译成中文。"),
+    ("zh", "zh"): (
+        "单词 {e} 是什么意思？",
+        "单词 {e} 用中文怎么说？",
+        "单词 {e} 的中文是什么？",
+        "请把单词 {e} 翻译成中文。",
+    ),
     ("zh", "en"): ("“{z}”用英文怎么说？", "“{z}”的英文是什么？", "“{z}”翻译成英文是什么？", "请把“{z}”翻译成英文。"),
 }
 
 
 def ask_word(word: Word, lang: Lang, target: Lang, rng: random.Random) -> str:
-    return rng.choice(_WORD_QUESTIONS[lang, target]).format(e=spelled(word), z=word.zh)
+    return rng.choice(_WORD_QUESTIONS[lang, target]).format(e=word.en, z=word.zh)
 
 
 def answer_word(word: Word, lang: Lang, target: Lang) -> str:
-    return _GLOSSARY[lang][0 if target == "zh" else 1].format(e=spelled(word), z=word.zh)
+    return _GLOSSARY[lang][0 if target == "zh" else 1].format(e=word.en, z=word.zh)
 
 
 def word_answers(word: Word, lang: Lang, target: Lang) -> list[str]:
-    bare = word.zh if target == "zh" else spelled(word)
+    bare = word.zh if target == "zh" else word.en
     stop = "。" if lang == "zh" else "."
     return [answer_word(word, lang, target), bare, bare + stop, f'"{bare}"', f"“{bare}”"]
 
@@ -131,11 +143,6 @@ def definition(term: Term, lang: Lang) -> str:
     return term.definition_zh if lang == "zh" else term.definition_en
 
 
-def spelled(word: Word | Term) -> str:
-    """The English word as it is written: Sunday, April, but apple."""
-    return word.en.capitalize() if word.en in _CAPITAL else word.en
-
-
 def _definition_forms(term: Term, lang: Lang) -> list[str]:
     whole = definition(term, lang)
     if lang == "zh":
@@ -144,7 +151,7 @@ def _definition_forms(term: Term, lang: Lang) -> list[str]:
     start = noun_phrase(term)
     head = f"{start} {'are' if is_plural(term) else 'is'} "
     rest = whole[len(head) :]
-    lower = whole[0].lower() + whole[1:]
+    lower = start[0] + whole[1:]
     return [
         whole,
         f"{term.en}: {rest}",
@@ -154,9 +161,9 @@ def _definition_forms(term: Term, lang: Lang) -> list[str]:
     ]
 
 
-def definition_texts(lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
+def definition_texts(terms: Sequence[Term], lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
     """Every definition once in each pass, two or three to a text; two passes of three in the canonical form."""
-    order = list(terms())
+    order = list(terms)
     for number in range(passes):
         rng.shuffle(order)
         for start in range(0, len(order), 3):
@@ -178,6 +185,7 @@ _TRAITS_EN = {
     "tool": "{S} {use} {E}.",
     "used_for": "{S} {is} used for {E}.",
     "taste": "{S} {taste} {E}.",
+    "comes_from": "{S} {come} from {E}.",
     "you_can": "In {t} you can {E}.",
 }
 _TRAITS_ZH = {
@@ -193,22 +201,31 @@ _TRAITS_ZH = {
     "tool": "{T}常用{Z}。",
     "used_for": "{T}用来{Z}。",
     "taste": "{T}的味道{Z}。",
+    "comes_from": "{T}来自{Z}。",
     "you_can": "在{T}可以{Z}。",
 }
+
+
+_DRINKS = ("water", "milk", "tea", "coffee", "juice", "cocoa", "lemonade", "soya milk", "beer", "wine")
+
+
+def _have(term: Term) -> str:
+    """The Chinese verb for having a food or a drink."""
+    return "喝" if term.en in _DRINKS or term.zh[-1] in "汤茶" or term.zh.endswith(("汁", "奶", "豆浆", "粥")) else "吃"
 
 
 def trait_sentence(term: Term, trait: Trait, lang: Lang) -> str:
     """One trait of a term as a sentence."""
     if lang == "zh":
-        eat = "喝" if term.topic == "drink" else "吃"
+        eat = _have(term)
         return _TRAITS_ZH[trait.attribute].format(T=term.zh, Z=trait.zh, 吃=eat)
     subject = noun_phrase(term)
     form = _TRAITS_EN[trait.attribute]
     if trait.attribute == "when":
-        subject = subject if not term.article else term.plural
+        subject = term.plural if term.article in ("a", "an") else subject
         return f"People often have {subject} {trait.en}."
     many = is_plural(term)
-    verbs = {verb: verb if many else verb + "s" for verb in ("eat", "live", "grow", "work", "use", "taste")}
+    verbs = {verb: verb if many else verb + "s" for verb in ("eat", "live", "grow", "work", "use", "taste", "come")}
     capital = subject[0].upper() + subject[1:]
     return form.format(S=capital, t=subject, E=trait.en, **verbs, **{"is": "are" if many else "is"})
 
@@ -227,6 +244,7 @@ _TRAIT_QUESTIONS: dict[Lang, dict[str, str]] = {
         "tool": "What {do} {t} use?",
         "used_for": "What {is} {t} used for?",
         "taste": "What {do} {t} taste like?",
+        "comes_from": "Where {do} {t} come from?",
         "you_can": "What can you do in {t}?",
     },
     "zh": {
@@ -242,6 +260,7 @@ _TRAIT_QUESTIONS: dict[Lang, dict[str, str]] = {
         "tool": "{t}常用什么？",
         "used_for": "{t}有什么用？",
         "taste": "{t}是什么味道？",
+        "comes_from": "{t}是从哪里来的？",
         "you_can": "在{t}可以做什么？",
     },
 }
@@ -252,7 +271,7 @@ def ask_trait(term: Term, trait: Trait, lang: Lang, *, pronoun: bool = False) ->
     form = _TRAIT_QUESTIONS[lang][trait.attribute]
     person = term.topic == "job"
     if lang == "zh":
-        eat = "喝" if term.topic == "drink" else "吃"
+        eat = _have(term)
         it = "他们" if person else "那里" if term.topic == "place" else "它"
         return form.format(t=it if pronoun else term.zh, 吃=eat)
     many = is_plural(term) or (pronoun and person)
@@ -263,14 +282,14 @@ def ask_trait(term: Term, trait: Trait, lang: Lang, *, pronoun: bool = False) ->
             return "What can you do there?"
         if trait.attribute == "when":
             subject = "them" if is_plural(term) else "it"
-    elif trait.attribute == "when" and term.article:
+    elif trait.attribute == "when" and term.article in ("a", "an"):
         subject = term.plural
     return form.format(t=subject, do="do" if many else "does", **{"is": "are" if many else "is"})
 
 
-def trait_texts(lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
+def trait_texts(terms: Sequence[Term], lang: Lang, passes: int, rng: random.Random) -> Iterator[Text]:
     """A term and its traits, in a short text; the definition stands in front of some."""
-    order = [term for term in terms() if term.traits]
+    order = [term for term in terms if term.traits]
     for _ in range(passes):
         rng.shuffle(order)
         for term in order:

@@ -69,13 +69,19 @@ class Engine:
     Greedy ids are those of the model run without cache on one sequence, up to the rounding of the arithmetic.
     """
 
-    def __init__(self, model: LM, max_batch: int = 8, context: int | None = None) -> None:
-        """At most `max_batch` requests run at a time, the others wait. `context` may shorten the model's own."""
+    def __init__(
+        self, model: LM, max_batch: int = 8, context: int | None = None, vocab_size: int | None = None
+    ) -> None:
+        """At most `max_batch` requests run at a time, the others wait. `context` may shorten the model's own.
+
+        Ids from `vocab_size` on never come: for embeddings that were padded beyond the tokenizer.
+        """
         if max_batch < 1:
             raise ValueError(f"max_batch = {max_batch}: at least one request must be able to run")
         self.model = model
         self.max_batch = max_batch
         self.context = min(context or model.config.context, model.config.context)
+        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._cache: Cache | None = None
@@ -91,10 +97,9 @@ class Engine:
                 f"prompt has {len(ids):,} tokens, the model's context is {self.context:,}; "
                 "shorten it or clear the history"
             )
-        if max(ids) >= self.model.config.vocab_size or min(ids) < 0:
+        if max(ids) >= self.vocab_size or min(ids) < 0:
             raise ModelError(
-                f"the prompt has an id outside the model's vocabulary of {self.model.config.vocab_size:,}; "
-                "model and tokenizer differ"
+                f"the prompt has an id outside the vocabulary of {self.vocab_size:,}; model and tokenizer differ"
             )
         generator = torch.Generator()
         if sampling.seed is None:
@@ -134,7 +139,7 @@ class Engine:
             if not rows:
                 return []
             logits = self._prefill(first) if joining else self._decode()
-            return self._settle(first, self._sample(logits, rows))
+            return self._settle(first, self._sample(logits[:, : self.vocab_size], rows))
 
     def complete(self, requests: Iterable[tuple[Sequence[int], Sampling]]) -> Iterator[Completion]:
         """All the requests, each given when it is finished; the longest prompts go first, which pads least."""

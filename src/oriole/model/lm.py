@@ -32,8 +32,10 @@ class Out(NamedTuple):
 class Cache:
     """Keys and values of `batch` rows of up to `length` tokens; every row has a length of its own.
 
-    New tokens of a row are written from its length on, and `lengths` is what the next forward starts from. Rows that
-    are done may be overwritten (`move`), and `rows` gives a view of some of them that shares the memory.
+    New tokens of a row are written from its length on, and `lengths` is what the next forward starts from. Nothing
+    beyond a row's length is ever read, so a row is freed by `lengths[row] = 0` and nothing else. Rows that are done may
+    be overwritten (`move`), and `rows` gives a view of some of them that shares the memory, but not the lengths: copy
+    those back after a forward on the view.
     """
 
     def __init__(
@@ -130,16 +132,19 @@ class LM(nn.Module):
         Without a cache: `doc` (B, T) tells documents apart (attention stays inside one; < 0 is padding), None means one
         document a row; `pos` (B, T) are the rotary positions, by default 0 … T - 1.
         With a cache: the tokens continue the cached rows; `doc` < 0 marks padding at the end of a row, which is not
-        kept. Rows may have different lengths.
+        kept (other values of `doc` mean nothing there). Rows may have different lengths.
+        `ModelError` when the tokens fit neither the model's context nor the cache.
         """
         b, t = tokens.shape
         if cache is None:
             mask = None if doc is None else document_mask(doc)
             columns = None
             if pos is None:
+                self._check_context(t)
                 cos, sin = self.cos[:t][None, :, None], self.sin[:t][None, :, None]
         else:
             columns, mask = self._extend(cache, tokens)
+            added = [t] * b if doc is None else _added(doc)
             pos = columns if pos is None else pos
         if pos is not None:
             cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]
@@ -155,20 +160,26 @@ class LM(nn.Module):
                 layer = (cache.keys[i][:, :, :used], cache.values[i][:, :, :used], columns)
             x = block(x, cos, sin, mask, layer, backend)
         if cache is not None:
-            added = [t] * b if doc is None else (doc >= 0).sum(1).tolist()
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
         return Out(self.norm(x), (), torch.zeros((), device=tokens.device))
 
     def _extend(self, cache: Cache, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Columns (B, T) where the new tokens go, and the mask (B, 1, T, S) over the columns in use afterwards."""
-        t = tokens.shape[1]
+        b, t = tokens.shape
+        if b != len(cache.lengths):
+            raise ModelError(f"{b} rows of tokens for a cache of {len(cache.lengths)}; give one row of tokens for each")
         used = max(cache.lengths) + t
         if used > cache.capacity:
             raise ModelError(f"{used} tokens do not fit into a cache of {cache.capacity}")
+        self._check_context(used)
         starts = torch.tensor(cache.lengths, device=tokens.device)
         columns = starts[:, None] + torch.arange(t, device=tokens.device)
         mask = torch.arange(used, device=tokens.device) <= columns[:, :, None]
         return columns, mask[:, None]
+
+    def _check_context(self, length: int) -> None:
+        if length > self.config.context:
+            raise ModelError(f"{length} tokens exceed the model's context of {self.config.context}; give it fewer")
 
     def head(self, name: Head, h: Tensor) -> Tensor:
         """Logits (…, V), or a value or reward (…,), of hidden states h (…, D)."""
@@ -177,6 +188,14 @@ class LM(nn.Module):
         if name not in self.scalar_heads:
             raise ModelError(f"this model has no {name} head; build it with LM(config, heads=('{name}',))")
         return self.scalar_heads[name](h).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def _added(doc: Tensor) -> list[int]:
+    """Tokens of each row of doc (B, T) that are no padding; all of them must stand before the padding."""
+    real = doc >= 0
+    if bool((real[:, 1:] & ~real[:, :-1]).any()):
+        raise ModelError("padding before or between the tokens of a cached row; put it at the end")
+    return real.sum(1).tolist()
 
 
 def _fastest(device: str, length: int) -> Backend:

@@ -11,9 +11,7 @@ __all__ = ["language", "normalise"]
 _NEW_LINE = re.compile("\r\n|[\r\v\f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ODD = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]"
-)  # any of the three above, for most texts have none
+_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")  # any of the three above
 _BLANKS = " \t\u00a0\u3000"
 _BLANK_LINES = re.compile("(?:(?<=\n)|\\A)\n{3,}")
 

@@ -153,18 +153,16 @@ def weighted(recipe: Recipe, train: dict[str, Shards]) -> tuple[dict[str, View],
     shares: dict[str, float] = {}
     for name, part in recipe.parts.items():
         shards = train[name]
-        source_of = np.array([shards.source(i) for i in range(len(shards))])
         rest = np.ones(len(shards), dtype=bool)
         for source, share in part.sources.items():
-            chosen = source_of == source
-            if not chosen.any():
-                raise DataError(
-                    f"parts.{name}.sources names '{source}', but the data has {', '.join(sorted(set(source_of)))}"
-                )
+            if source not in shards.sources:
+                say(f"parts.{name}.sources names '{source}', but the data has none of it; left out", "yellow")
+                continue
+            chosen = shards.source_ids == shards.sources.index(source)
             parts[f"{name}/{source}"] = View(shards, np.flatnonzero(chosen))
             shares[f"{name}/{source}"] = part.weight * share
             rest &= ~chosen
         if rest.any():
             parts[name] = View(shards, np.flatnonzero(rest))
-            shares[name] = part.weight * (1 - sum(part.sources.values()))
+            shares[name] = part.weight - sum(s for key, s in shares.items() if key.startswith(f"{name}/"))
     return parts, shares

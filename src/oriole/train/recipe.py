@@ -142,6 +142,9 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        for name, part in self.parts.items():
+            if sum(part.sources.values()) >= 1:
+                raise ValueError(f"the shares in parts.{name}.sources must leave something for the other sources")
         if (self.train.tokens is None) == (self.train.epochs is None):
             raise ValueError("give exactly one of train.tokens and train.epochs")
         if isinstance(self.model, str):

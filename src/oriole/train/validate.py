@@ -31,7 +31,7 @@ def bits_per_byte(model: LM, shards: Shards, *, length: int, max_tokens: int, ba
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    byte_lengths = torch.as_tensor(np.asarray(shards.byte_lengths), device=device)
+    byte_lengths = torch.from_numpy(np.array(shards.byte_lengths)).to(device)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     total_bytes = torch.zeros((), dtype=torch.int64, device=device)
     for tokens, targets, doc in _batches(_windows(shards, length, max_tokens), batch, device):

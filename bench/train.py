@@ -1,0 +1,168 @@
+"""Training steps per second: forward, loss, backward, clip, AdamW, beside Hugging Face's model in the same process.
+
+    python -m bench.train preset=demo batch=16 seq=256
+    python -m bench.train preset=26m batch=8 seq=512 peer=hf json=/tmp/bench.json
+
+The peer is transformers' Qwen3ForCausalLM of the same shape on the same tokens with bf16 autocast and fused AdamW, with
+and without torch.compile; the two run in turn, pair by pair.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import ratio, save, settings
+from oriole.model.config import ModelConfig, preset
+from oriole.model.lm import LM
+from oriole.train.batch import Batch
+from oriole.train.device import choose_device, choose_dtype
+from oriole.train.objectives import LMObjective
+
+DEFAULTS = {
+    "preset": "demo", "batch": 16, "seq": 256, "steps": 7, "compile": True, "peer": "", "device": "auto", "json": "",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    chosen = settings(DEFAULTS)
+    shape = preset(str(chosen["preset"]))
+    batch, length = int(chosen["batch"]), int(chosen["seq"])
+    device = choose_device(str(chosen["device"]))
+    dtype, _ = choose_dtype(device, "auto")
+    torch.manual_seed(0)
+    tokens = torch.randint(0, shape.vocab_size, (batch, length + 1), device=device)
+    runs = {"oriole": _oriole(shape, tokens, device, dtype, bool(chosen["compile"]))}
+    if chosen["peer"] == "hf":
+        runs["hf compiled"] = _hf(shape, tokens, device, dtype, True)
+        runs["hf eager"] = _hf(shape, tokens, device, dtype, False)
+    for step in runs.values():
+        step(), step()  # compiling and warming up
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(int(chosen["steps"])):
+        for name, step in runs.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+
+    peak = _peak(device, dtype)
+    flops = shape.flops_per_token(length)
+    rate = batch * length / statistics.median(seconds["oriole"])
+    result = {
+        "seconds": seconds,
+        "tokens_per_second": rate,
+        "mfu": rate * flops / peak,
+        "matmul_peak_flops": peak,
+        "flops_per_token": flops,
+        "dtype": str(dtype),
+        "parameters": shape.num_params(),
+    }
+    for name in ("compiled", "eager"):
+        if f"hf {name}" in seconds:
+            result[f"ratio_{name}"] = ratio(seconds["oriole"], seconds[f"hf {name}"])
+    save("train", chosen, result, str(chosen["json"]) or None)
+
+    table = Table(title=f"{chosen['preset']}, batch {batch} x {length}, {dtype}, {device}")
+    for column in ("", "ms a step", "tokens/s", "MFU"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, samples in seconds.items():
+        median = statistics.median(samples)
+        rate = batch * length / median
+        table.add_row(name, f"{1e3 * median:.0f}", f"{rate:,.0f}", f"{rate * flops / peak:.1%}")
+    console = Console()
+    console.print(table)
+    for key in ("ratio_compiled", "ratio_eager"):
+        if key in result:
+            r = result[key]
+            console.print(
+                f"{key}: {r['median']:.2f} (quartiles {r['low']:.2f} … {r['high']:.2f}; above 1: Oriole faster)"
+            )
+    console.print(
+        f"MFU = tokens/s x {flops:.3g} FLOP/token / {peak / 1e12:.2f} TFLOP/s (4096³ matrix product, this run)"
+    )
+
+
+def _oriole(
+    shape: ModelConfig, tokens: torch.Tensor, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> Callable[[], None]:
+    model = LM(shape).to(device)
+    objective = LMObjective()
+    call = model
+    if compiled:
+        call = torch.compile(model)
+        objective.compile()
+    length = tokens.shape[1] - 1
+    pos = torch.arange(length, device=device).expand(len(tokens), length).contiguous()
+    batch = Batch(
+        tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.zeros_like(pos, dtype=torch.int32), pos
+    )
+
+    def loss() -> torch.Tensor:
+        return objective(call, batch).sum / objective.weight(batch)
+
+    return _step(model, loss, device, dtype)
+
+
+def _hf(
+    shape: ModelConfig, tokens: torch.Tensor, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> Callable[[], None]:
+    try:
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+    except ImportError as error:
+        raise SystemExit("peer=hf needs transformers: pip install 'oriole-lm[hf]'") from error
+    config = Qwen3Config(
+        vocab_size=shape.vocab_size, hidden_size=shape.dim, intermediate_size=shape.ffn_dim, head_dim=shape.head_dim,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads, tie_word_embeddings=shape.tie_embeddings, use_cache=False,
+        max_position_embeddings=shape.context,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).to(device)
+    call = torch.compile(model) if compiled else model
+    x = tokens[:, :-1].contiguous()
+    labels = tokens[:, 1:].contiguous()
+
+    def loss() -> torch.Tensor:
+        logits = call(input_ids=x).logits
+        out: torch.Tensor = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        return out
+
+    return _step(model, loss, device, dtype)
+
+
+def _step(
+    model: torch.nn.Module, loss: Callable[[], torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of three 4096³ matrix products."""
+    a = torch.randn(4096, 4096, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * 4096**3 / (time.perf_counter() - start))
+    return best
+
+
+if __name__ == "__main__":
+    main()
