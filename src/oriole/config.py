@@ -135,7 +135,7 @@ def _write_table(table: dict[str, Any], path: tuple[str, ...], lines: list[str])
 
 
 def _toml_key(key: str) -> str:
-    return key if key and all(c.isalnum() and c.isascii() or c in "-_" for c in key) else _toml_string(key)
+    return key if key and all((c.isalnum() and c.isascii()) or c in "-_" for c in key) else _toml_string(key)
 
 
 def _toml_string(text: str) -> str:

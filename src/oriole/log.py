@@ -55,7 +55,7 @@ class Metrics:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._file = open(path, "a", encoding="utf-8")
         except OSError as error:
             raise_for_os_error(error, "opening", path)
 

@@ -143,6 +143,12 @@ def test_the_first_complete_stop_string_decides(tokenizer: Tokenizer, text: str,
         assert got == want
 
 
+def test_within_one_token_too_the_first_complete_stop_string_decides(tokenizer: Tokenizer) -> None:
+    [golden] = tokenizer.encode(" golden")
+    answer = _Text(tokenizer, ["olden", "l"])
+    assert answer.add(golden, None) == " go" and answer.ended
+
+
 def test_half_a_character_at_the_end_is_marked_not_lost(tokenizer: Tokenizer) -> None:
     answer = _Text(tokenizer, ())
     first, second = (b + 16 for b in "白".encode()[:2])

@@ -95,7 +95,7 @@ def _samples(stage: Path) -> list[dict[str, Any]]:
         answers = [json.loads(line) for line in file]
     kinds = list(dict.fromkeys(a["kind"] for a in answers))
     languages = itertools.cycle(sorted({a["lang"] for a in answers}, reverse=True))
-    samples = []
+    samples: list[dict[str, Any]] = []
     for kind, lang in zip(kinds, languages, strict=False):
         found = next((a for a in answers if (a["kind"], a["lang"]) == (kind, lang)), None)
         if found and len(samples) < NUM_SAMPLES:

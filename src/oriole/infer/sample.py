@@ -113,7 +113,7 @@ def allow(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def top_k(logits: Tensor, k: int | Tensor) -> Tensor:
-    """Logits (…, V) with all but the k likeliest ids at -inf, exactly k of them. `k` may be (…, 1); 0 is off."""
+    """Logits (…, V) with all but the k likeliest ids at -inf; of ties the lower ids stay. `k` may be (…, 1); 0 is off."""
     kept, order = _candidates(logits, torch.as_tensor(k, device=logits.device))
     return torch.full_like(logits, -math.inf).scatter_(-1, order, kept)
 
@@ -121,7 +121,7 @@ def top_k(logits: Tensor, k: int | Tensor) -> Tensor:
 def top_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Logits (…, V) with all but the fewest likeliest ids that reach probability p at -inf; at least one stays.
 
-    `p` may be (…, 1). Of equally likely ids at the border the lower ones stay.
+    `p` may be (…, 1). Of tied ids at the border the lower ones stay.
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     kept = _top_p_sorted(ordered, torch.as_tensor(p, device=logits.device))
@@ -140,8 +140,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     Inverse transform sampling: one random number decides an id, so a request's draws depend on nothing but its own
     generator. An id at -inf is never drawn.
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # Metal has no 64-bit floats
-    probs, uniform = logits.to(wide).softmax(-1), uniform.to(wide)
+    probs, uniform = logits.to(_wide(logits)).softmax(-1), uniform.to(_wide(logits))
     total = probs.cumsum(-1)
     found = (total <= uniform[..., None] * total[..., -1:]).sum(-1)
     last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)  # rounding must not carry the draw past it
@@ -179,8 +178,8 @@ def sample(
 
     chosen = [samplings[b] for b in drawn]
     rows = logits if len(drawn) == len(samplings) else logits[drawn]
-    rows = (rows - rows.amax(-1, keepdim=True)) / column([max(s.temperature, 1e-10) for s in chosen])
     rows, order = _candidates(rows, column([s.top_k for s in chosen]))
+    rows = (rows - rows[:, :1]) / column([max(s.temperature, 1e-10) for s in chosen])
     if any(s.top_p < 1 for s in chosen):
         rows = _top_p_sorted(rows, column([s.top_p for s in chosen]))
     if any(s.min_p > 0 for s in chosen):
@@ -219,19 +218,32 @@ def _penalised(logits: Tensor, samplings: Sequence[Sampling], histories: Sequenc
 
 
 def _candidates(logits: Tensor, ks: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores (…, K) that top-k (…, 1) leaves, best first, and their ids: K is the widest row's k, so that the whole
-    vocabulary is sorted only where a row asks for it. Rows that keep fewer have -inf at the end.
+    """The scores (…, K) that top-k (…, 1) leaves, best first, and their ids; K is the widest row's k.
+
+    Rows that keep fewer have -inf at the end. Among tied scores the lower id comes first, so that a row's candidates do
+    not depend on the rows beside it; 16-bit logits tie often, and `topk` breaks ties as it likes.
     """
     size = logits.shape[-1]
-    ks = torch.where(ks == 0, size, ks).clamp(max=size)
+    ks = torch.where(ks == 0, size, ks).clamp(max=size).expand(*logits.shape[:-1], 1)
     widest = int(ks.max())
-    best, order = logits.topk(widest, dim=-1) if widest < size else logits.sort(dim=-1, descending=True, stable=True)
-    return best.masked_fill(torch.arange(widest, device=logits.device) >= ks, -math.inf), order
+    if widest == size:
+        best, order = logits.sort(dim=-1, descending=True, stable=True)
+        return best.masked_fill(torch.arange(widest, device=logits.device) >= ks, -math.inf), order
+    border = logits.topk(widest, dim=-1).values.gather(-1, ks - 1)
+    above, tied = logits > border, logits == border
+    kept = above | (tied & (tied.cumsum(-1) <= ks - above.sum(-1, keepdim=True)))
+    ids = logits.masked_fill(~kept, -math.inf).topk(widest, dim=-1).indices.sort(dim=-1).values
+    best, at = logits.masked_fill(~kept, -math.inf).gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return best, ids.gather(-1, at)
 
 
 def _top_p_sorted(ordered: Tensor, p: Tensor) -> Tensor:
     """`top_p` for scores (…, K) that are sorted already."""
-    probs = ordered.softmax(-1)
+    probs = ordered.to(_wide(ordered)).softmax(-1)  # 32 bits would let rounding decide at the border
     drop = (probs.cumsum(-1) - probs >= p) & (p < 1)
     drop[..., 0] = False
     return ordered.masked_fill(drop, -math.inf)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no 64-bit floats

@@ -118,6 +118,14 @@ class LM(nn.Module):
             self.reset_rope()
         return self
 
+    def fused_rows(self) -> dict[str, tuple[int, ...]]:
+        """Rows of the parts of every fused matrix, by parameter name: q, k, v and gate, up are one in memory."""
+        c = self.config
+        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        layers = [f"blocks.{i}" for i in range(c.num_layers)]
+        qkv = {f"{layer}.attention.qkv.weight": (q, kv, kv) for layer in layers}
+        return qkv | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
+
     def set_dropout(self, p: float) -> None:
         """Dropout probability of the residual branches while training."""
         for block in self.blocks:

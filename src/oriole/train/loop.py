@@ -181,6 +181,7 @@ class Trainer:
 
     def _step(self, micro: list[Batch], wait: float, window: Window) -> None:
         total = dist.sum(torch.stack([self.objective.weight(b) for b in micro]).sum())  # before any forward
+        total = total + (total == 0)  # a step without a trained unit has loss 0, not 0 / 0
         loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         for batch in micro:

@@ -60,7 +60,7 @@ def cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFuncti
     The logits never exist for more than CHUNK rows: their gradient is formed in the forward pass, where they are at
     hand, and only scaled in the backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
     """
-    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)
+    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -97,6 +97,6 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_h, grad_w = ctx.saved_tensors
         return grad_h * upstream.to(grad_h.dtype), grad_w * upstream.to(grad_w.dtype), None, None

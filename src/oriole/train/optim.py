@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from oriole.config import Config
 from oriole.errors import CheckpointError
+from oriole.model.lm import LM
+from oriole.train.muon import Muon
 
 __all__ = ["OptimConfig", "Optimizer", "lr_at", "parameter_groups"]
 
@@ -27,10 +29,14 @@ LOSS_SCALE_GROWTH_STEPS = 2000
 
 
 class OptimConfig(Config):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the matrices and adamw for embeddings, head and norms."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Peak learning rate of Muon, on the same schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     eps: float = Field(1e-8, gt=0)
@@ -96,6 +102,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [group for group in groups if group["params"]]
 
 
+def _give_matrices_to_muon(model: nn.Module) -> tuple[Muon, list[dict[str, object]]]:
+    """Muon with the matrices between embedding and head, and AdamW's groups with the rest, none of it decayed."""
+    fused = model.fused_rows() if isinstance(model, LM) else {}
+    names = [n for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2]
+    inner = [n for n in names if "embedding" not in n and "head" not in n]
+    matrices = [model.get_parameter(n) for n in inner]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    parts = {i: fused[name] for i, name in enumerate(inner) if name in fused}
+    return Muon(matrices, parts), [{"params": rest, "weight_decay": 0.0}]
+
+
 class _AdamW(torch.optim.AdamW):
     """AdamW with the two tensors that its fused kernels look for."""
 
@@ -116,8 +134,12 @@ class Optimizer:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         device = self._parameters[0].device
         self._fused_skips = device.type in FUSED_SKIPS
+        groups = parameter_groups(model, config.weight_decay)
+        self._muon: Muon | None = None
+        if config.kind == "muon":
+            self._muon, groups = _give_matrices_to_muon(model)
         self._adamw = _AdamW(
-            parameter_groups(model, config.weight_decay),
+            groups,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
@@ -144,8 +166,11 @@ class Optimizer:
         bad = (~(norm.isfinite() & loss.isfinite())).float()
         divisor = scale * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
 
+        share = lr_at(step, self.total, self.config) / self.config.lr
         for group in self._adamw.param_groups:
-            group["lr"] = lr_at(step, self.total, self.config)
+            group["lr"] = self.config.lr * share
+        if self._muon is not None:
+            self._muon.step(self.config.muon_lr * share, self.config.weight_decay, divisor, bad)
         if self._fused_skips:
             self._adamw.grad_scale, self._adamw.found_inf = divisor, bad
             self._adamw.step()
@@ -168,6 +193,9 @@ class Optimizer:
             for parameter, state in self._adamw.state.items()
             for key, value in state.items()
         }
+        if self._muon is not None:
+            for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
+                out[f"{self._names[id(parameter)]}.momentum"] = momentum
         out["oriole.skipped"] = self.skipped
         out["oriole.skipped_in_a_row"] = self.skipped_in_a_row
         if self.scale is not None:
@@ -190,6 +218,9 @@ class Optimizer:
             # The fused CUDA kernel counts on the device, the CPU kernel on the host.
             state["step"] = state["step"].to(parameter.device, torch.float32)
             self._adamw.state[parameter] = state
+        if self._muon is not None:
+            for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
+                momentum.copy_(_take(left, f"{self._names[id(parameter)]}.momentum", parameter.shape))
         device = self.skipped.device
         self.skipped = _take(left, "oriole.skipped", ()).to(device)
         self.skipped_in_a_row = _take(left, "oriole.skipped_in_a_row", ()).to(device)

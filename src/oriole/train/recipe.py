@@ -53,8 +53,12 @@ class TrainTable(Config):
     """Tokens in a row (T); documents share rows but never see each other."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches summed for one optimizer step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the matrices between embedding and head and adamw for the rest."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Peak learning rate of Muon, on the same schedule."""
     warmup: float = Field(0.02, ge=0)
     """Steps of linear warmup: below 1 a share of all steps, else a number of steps."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"

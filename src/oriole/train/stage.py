@@ -212,7 +212,9 @@ def _train_config(recipe: Recipe, steps: int) -> TrainConfig:
 def _optim_config(recipe: Recipe) -> OptimConfig:
     table = recipe.train
     return OptimConfig(
+        kind=table.optimizer,
         lr=table.lr,
+        muon_lr=table.muon_lr,
         betas=(0.9, table.beta2),
         weight_decay=table.weight_decay,
         schedule=table.schedule,

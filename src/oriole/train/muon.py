@@ -1,0 +1,82 @@
+"""Muon: momentum whose update is made orthogonal, for the matrices between embedding and head (Jordan et al. 2024).
+
+The update U V^T of the momentum's singular value decomposition is approximated by five Newton–Schulz steps of degree
+five, in bf16. Matrices that are fused in memory are orthogonalised part by part, as if they were apart, and all parts
+of one shape in one batched product.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "orthogonalise"]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic x -> a x + b x^3 + c x^5, which lifts small singular values fastest (Jordan et al. 2024)."""
+STEPS = 5
+MOMENTUM = 0.95
+
+
+class _Part(NamedTuple):
+    """Rows of a parameter that form one matrix."""
+
+    place: int
+    start: int
+    rows: int
+
+
+class Muon:
+    """Updates `parameters` (matrices) in place; `parts` gives the row counts of those that are fused."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], parts: Mapping[int, Sequence[int]]) -> None:
+        """`parts` maps a parameter's place in the sequence to the rows of its parts; absent: one part."""
+        self.parameters = list(parameters)
+        self.momentum = [torch.zeros_like(p) for p in self.parameters]
+        self._by_shape: dict[tuple[int, int], list[_Part]] = defaultdict(list)
+        for index, parameter in enumerate(self.parameters):
+            start = 0
+            for rows in parts.get(index, (parameter.shape[0],)):
+                shape = min(rows, parameter.shape[1]), max(rows, parameter.shape[1])
+                self._by_shape[shape].append(_Part(index, start, rows))
+                start += rows
+            assert start == parameter.shape[0], "the parts of a fused matrix are all of it"
+
+    @torch.no_grad()
+    def step(self, lr: float, weight_decay: float, divisor: Tensor, bad: Tensor) -> None:
+        """One update by the gradients divided by `divisor`; nothing changes where `bad` (0-dim) is not zero.
+
+        W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / columns)) U V^T, with Nesterov momentum.
+        """
+        good = 1 - bad
+        nesterov = []
+        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
+            # A parameter without gradient has one of zeros. Infinite times zero is not zero: hence where.
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / divisor
+            gradient = torch.where(bad > 0, momentum, gradient)
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            nesterov.append(gradient.lerp(momentum, MOMENTUM))
+            parameter.mul_(1 - lr * weight_decay * good)
+        for parts in self._by_shape.values():
+            wide = [_wide(nesterov[p.place][p.start : p.start + p.rows]) for p in parts]
+            for part, update in zip(parts, orthogonalise(torch.stack(wide)), strict=True):
+                rows = self.parameters[part.place][part.start : part.start + part.rows]
+                scale = lr * max(1.0, part.rows / rows.shape[1]) ** 0.5
+                rows.sub_(good * scale * (update if part.rows <= rows.shape[1] else update.mT))
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """About U V^T for each matrix of x (k, n, m), n <= m: singular values between 0.7 and 1.2, in x's dtype."""
+    a, b, c = COEFFICIENTS
+    y = x.bfloat16()
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(STEPS):
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y.to(x.dtype)
