@@ -33,6 +33,23 @@ def test_fast_equals_eager_with_gradients(backend: Backend, mask: str, kv: int) 
         torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("t", "s"), [(127, 127), (128, 128), (200, 200), (259, 259), (150, 190)])
+def test_long_rows_in_blocks_equal_eager(backend: Backend, t: int, s: int) -> None:
+    """Lengths on both sides of where `grouped` cuts rows into blocks, and keys of a cache before the queries."""
+    q, k, v = (x.detach().requires_grad_() for x in qkv(t=s))
+    mask = document_mask((torch.arange(s) // 45)[None].expand(2, s))[:, :, s - t :]
+    results = []
+    for which in ("eager", backend):
+        y = attend(q[:, :, s - t :], k, v, mask, backend=which)
+        gradients = torch.autograd.grad((y * torch.arange(y.numel()).view_as(y).cos()).sum(), [q, k, v])
+        results.append([y.detach(), *gradients])
+        if t == s:
+            results[-1].append(attend(q, k, v, None, backend=which).detach())
+    for reference, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["eager", *FAST])
 def test_bf16_stays_close_to_fp32(backend: Backend) -> None:
     inputs = [x.detach() for x in qkv()]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from oriole.demo import dialogues, little, numbers, preferences, prose, sentences, smalltalk, vocabulary
 from oriole.demo.dialogues import Example
+from oriole.demo.drills import drill_texts
 from oriole.demo.followups import followups
 from oriole.demo.guides import guides
 from oriole.demo.prose import Text
@@ -23,24 +24,26 @@ from oriole.demo.world import World, build_world
 class Sizes:
     """Every knob of the corpus. All numbers are for one language unless they say otherwise."""
 
-    # the vocabulary, shared by both languages
-    words: int = 1000  # word pairs in the glossary, those of terms and sentences among them
-    terms: int = 420  # things with a definition
+    # the world and its vocabulary, shared by both languages
+    families: int = 28  # of three people each
+    words: int = 830  # word pairs in the glossary, those of terms and sentences among them
+    terms: int = 340  # things with a definition
     # running text: how often everything is told
-    portrait: int = 16  # passes over all facts of people and places, as short texts
-    medley: int = 9  # passes over the same facts, single sentences side by side
-    card: int = 3  # passes as index cards
+    portrait: int = 26  # passes over all facts of people and places, as short texts
+    medley: int = 14  # passes over the same facts, single sentences side by side
+    card: int = 2  # passes as index cards
     compound: int = 3  # passes over people, several facts in one sentence
     family: int = 5  # passes over family ties
-    glossary: int = 12  # passes over all word pairs
-    definition: int = 16  # passes over all definitions
-    trait: int = 3  # passes over the traits of all terms
-    sums: int = 800  # pages of seven worked sums
+    glossary: int = 13  # passes over all word pairs
+    definition: int = 18  # passes over all definitions
+    trait: int = 2  # passes over the traits of all terms
+    sums: int = 900  # pages of seven worked sums
     parallel: int = 1000  # pages of two translated sentences
     calendar: int = 5  # passes over the calendar
     weather: int = 200  # reports
     stories: int = 250  # stories
-    lessons: int = 400  # pages of three SFT questions with their answers (training entities only)
+    drills: int = 1500  # dictations: something read out and read back
+    lessons: int = 800  # pages of three SFT questions with their answers (training entities only)
     validation: float = 0.01  # share of the texts set aside as val_*.jsonl
     # SFT: rows by kind
     per_fact: int = 2  # questions about every fact of a training entity
@@ -51,8 +54,8 @@ class Sizes:
     definition_rows: int = 500
     trait_rows: int = 150
     followup: int = 600
-    unknown: int = 420
-    greeting: int = 350
+    unknown: int = 260
+    greeting: int = 450
     system: float = 0.06  # share of conversations with a system prompt
     sft_validation: int = 120  # rows set aside as val_sft_*.jsonl
     # the examination and the splits
@@ -82,7 +85,7 @@ class Splits:
 
 def make_splits(seed: int = 0, sizes: Sizes = SIZES) -> Splits:
     return Splits(
-        build_world(seed, sizes.held_entities),
+        build_world(seed, sizes.held_entities, sizes.families),
         numbers.split_sums(seed, sizes.held_sums),
         vocabulary.split_vocabulary(
             sentences.grammar_words(),
@@ -123,6 +126,9 @@ def running_text(splits: Splits, train: list[Example], lang: Lang, seed: int, si
         *numbers.sum_texts(splits.sums, lang, sizes.sums, rng),
         *sentences.parallel_texts(splits.sentences, lang, sizes.parallel, rng),
         *little.little_texts(lang, rng, calendar=sizes.calendar, weather=sizes.weather, stories=sizes.stories),
+        *drill_texts(
+            [each.zh if lang == "zh" else each.en for each in splits.vocabulary.all_words], smalltalk.acquaintances(lang), lang, sizes.drills, rng
+        ),
         *lesson_texts(train, sizes.lessons, rng),
     ]
     rng.shuffle(texts)

@@ -89,13 +89,21 @@ _BYE: dict[Lang, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 }
 
 
+def acquaintances(lang: Lang) -> list[str]:
+    """Names of people one may meet: nobody of the world, and many, so that they must be heard, not known."""
+    given = [(a.split(), b.split()) for a in _FIRST.split(",") for b in _SECOND.split(",")]
+    if lang == "zh":
+        return [*NAMES["zh"], *(a[0] + b[0] for a, b in given)]
+    return [*NAMES["en"], *(each.split()[0] for each in f"{_WOMEN},{_MEN}".split(",")), *(a[1] + b[1] for a, b in given)]
+
+
 def greetings(lang: Lang) -> list[list[Example]]:
     """Every greeting the grammar can make, by sort; the split takes some combinations of each sort away."""
     gap = " " if lang == "en" else ""
     meet: list[Example] = []
     remember: list[Example] = []
     talk: list[Example] = []
-    for name in NAMES[lang]:
+    for name in acquaintances(lang):
         for hello, start in _HELLO[lang]:
             for form in _INTRODUCE[lang]:
                 text = hello + gap + form.format(x=name)

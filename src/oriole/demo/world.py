@@ -152,10 +152,13 @@ def _friends(groups: Sequence[Sequence[Pair]], rng: random.Random) -> list[Pair]
     return [friend[name] for name in family]
 
 
-def build_world(seed: int = 0, held_out: float = 0.25) -> World:
-    """The whole world. A quarter of the families and of the places is held out: SFT never asks about them."""
+def build_world(seed: int = 0, held_out: float = 0.25, count_families: int = 40) -> World:
+    """The whole world, with so many of the families, three Chinese for every two Western ones. A quarter of the families and of the places is held out: SFT never asks about them."""
     rng = random.Random(f"world {seed}")
+    chinese = len(_CHINESE.strip().splitlines())
     groups = families()
+    three_fifths = count_families * 3 // 5
+    groups = [*groups[:three_fifths], *groups[chinese : chinese + count_families - three_fifths]]
     names = [name for group in groups for name, _ in group]
     columns = {
         "home": _spread(place_names(), len(names), rng),

@@ -113,7 +113,7 @@ def allow(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def top_k(logits: Tensor, k: int | Tensor) -> Tensor:
-    """Logits (…, V) with all but the k likeliest ids at -inf; of ties the lower ids stay. `k` may be (…, 1); 0 is off."""
+    """Logits (…, V) with all but the k likeliest ids at -inf, of ties the lower ids. `k` may be (…, 1); 0 is off."""
     kept, order = _candidates(logits, torch.as_tensor(k, device=logits.device))
     return torch.full_like(logits, -math.inf).scatter_(-1, order, kept)
 
