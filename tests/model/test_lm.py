@@ -161,8 +161,8 @@ def test_training_gradients_equal_the_eager_reference(model: LM, backend: Backen
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own imports
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_a_training_step_compiles_into_one_graph(small: LM) -> None:
-    x, doc = tokens(2, 16), torch.tensor([[0] * 9 + [1] * 7, [0] * 16])
-    pos = torch.tensor([[*range(9), *range(7)], [*range(16)]])
+    x, doc = tokens(2, 128), torch.tensor([[0] * 70 + [1] * 58, [0] * 128])  # long enough for blocks of queries
+    pos = torch.tensor([[*range(70), *range(58)], [*range(128)]])
     graphs = []
     for run in (small, torch.compile(small, fullgraph=True, dynamic=False)):
         small.zero_grad()

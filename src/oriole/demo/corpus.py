@@ -29,10 +29,10 @@ class Sizes:
     words: int = 830  # word pairs in the glossary, those of terms and sentences among them
     terms: int = 340  # things with a definition
     # running text: how often everything is told
-    portrait: int = 26  # passes over all facts of people and places, as short texts
-    medley: int = 14  # passes over the same facts, single sentences side by side
-    card: int = 2  # passes as index cards
-    compound: int = 3  # passes over people, several facts in one sentence
+    portrait: int = 30  # passes over all facts of people and places, as short texts
+    medley: int = 3  # passes over the same facts, single sentences side by side
+    card: int = 1  # passes as index cards
+    compound: int = 1  # passes over people, several facts in one sentence
     family: int = 5  # passes over family ties
     glossary: int = 13  # passes over all word pairs
     definition: int = 18  # passes over all definitions
@@ -42,7 +42,7 @@ class Sizes:
     calendar: int = 5  # passes over the calendar
     weather: int = 200  # reports
     stories: int = 250  # stories
-    drills: int = 1500  # dictations: something read out and read back
+    drills: int = 3000  # dictations: something read out and read back
     lessons: int = 800  # pages of three SFT questions with their answers (training entities only)
     validation: float = 0.01  # share of the texts set aside as val_*.jsonl
     # SFT: rows by kind
@@ -109,6 +109,8 @@ def lesson_texts(examples: list[Example], count: int, rng: random.Random) -> Ite
 def running_text(splits: Splits, train: list[Example], lang: Lang, seed: int, sizes: Sizes = SIZES) -> list[Text]:
     """All running text of a language, shuffled; `train`: the conversations of SFT, for the pages of lessons."""
     rng = random.Random(f"text {lang} {seed}")
+    spoken = [each.zh if lang == "zh" else each.en for each in splits.vocabulary.all_words]
+    names = [*smalltalk.acquaintances(lang), *(each.name.of(lang) for each in splits.world.entities)]
     texts = [
         *prose.world_texts(
             splits.world,
@@ -126,9 +128,7 @@ def running_text(splits: Splits, train: list[Example], lang: Lang, seed: int, si
         *numbers.sum_texts(splits.sums, lang, sizes.sums, rng),
         *sentences.parallel_texts(splits.sentences, lang, sizes.parallel, rng),
         *little.little_texts(lang, rng, calendar=sizes.calendar, weather=sizes.weather, stories=sizes.stories),
-        *drill_texts(
-            [each.zh if lang == "zh" else each.en for each in splits.vocabulary.all_words], smalltalk.acquaintances(lang), lang, sizes.drills, rng
-        ),
+        *drill_texts(spoken, names, lang, sizes.drills, rng),
         *lesson_texts(train, sizes.lessons, rng),
     ]
     rng.shuffle(texts)

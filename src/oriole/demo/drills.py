@@ -50,5 +50,7 @@ def drill_texts(words: Sequence[str], names: Sequence[str], lang: Lang, count: i
             form, pool = rng.choice(_WORDS[lang]), words
         else:
             form, pool = rng.choice(_NAMES[lang]), names
+        if number % 6 == 0:
+            pool = [str(n) for n in range(101)]
         chosen = rng.sample(pool, rng.randint(2, 5))
         yield Text(form.format(x=comma.join(chosen), a=chosen[0], b=chosen[1]), "drills")

@@ -112,18 +112,19 @@ def portrait(entity: Entity, chosen: Sequence[str], lang: Lang, wordings: Wordin
     for attribute in chosen:
         wording = wordings.next(entity, attribute, lang)
         sentences.append(fact_sentence(entity, attribute, lang, wording=wording, named=named))
-        named = attribute == "friend" or rng.random() < 0.3  # a pronoun after a friend could mean the friend
+        named = attribute == "friend" or rng.random() < 0.6  # a pronoun after a friend could mean the friend
     return join(lang, sentences)
 
 
 def portraits(world: World, lang: Lang, passes: int, wordings: Wordings) -> Iterator[Text]:
-    """In every pass each entity is described once, its facts in a new order, over two short texts."""
+    """In every pass each entity is described once, its facts in a new order, in one text or over two."""
     rng = wordings.rng
     for _ in range(passes):
         for entity in world.entities:
             order = rng.sample(attributes(entity), len(attributes(entity)))
             cut = rng.choice((len(order) // 2, (len(order) + 1) // 2))
-            for part in (order[:cut], order[cut:]):
+            parts = (order,) if rng.random() < 0.5 else (order[:cut], order[cut:])
+            for part in parts:
                 yield Text(portrait(entity, part, lang, wordings), "places" if entity.is_place else "people")
 
 

@@ -177,7 +177,8 @@ class Optimizer:
         elif not bad:
             torch._foreach_div_(grads, divisor)
             self._adamw.step()
-        self._adamw.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
 
         if self.scale is not None:
             torch._amp_update_scale_(self.scale, self._good_steps, bad, 2.0, 0.5, LOSS_SCALE_GROWTH_STEPS)
