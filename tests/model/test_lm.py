@@ -1,6 +1,7 @@
 """The decoder: documents are worlds of their own, and a cache changes nothing but the speed."""
 
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -157,14 +158,17 @@ def test_training_gradients_equal_the_eager_reference(model: LM, backend: Backen
         torch.testing.assert_close(gradients[1][name], reference, atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.slow
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own imports
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_a_training_step_compiles_into_one_graph(small: LM) -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+def test_a_training_step_is_one_graph(make: Callable[..., LM], compiler: str) -> None:
+    small = make(num_layers=1)
     x, doc = tokens(2, 128), torch.tensor([[0] * 70 + [1] * 58, [0] * 128])  # long enough for blocks of queries
     pos = torch.tensor([[*range(70), *range(58)], [*range(128)]])
     graphs = []
-    for run in (small, torch.compile(small, fullgraph=True, dynamic=False)):
+    for run in (small, torch.compile(small, backend=compiler, fullgraph=True, dynamic=False)):
         small.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             h = run(x, doc, pos).h

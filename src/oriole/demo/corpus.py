@@ -30,19 +30,19 @@ class Sizes:
     terms: int = 340  # things with a definition
     # running text: how often everything is told
     portrait: int = 30  # passes over all facts of people and places, as short texts
-    medley: int = 3  # passes over the same facts, single sentences side by side
+    medley: int = 1  # passes over the same facts, single sentences side by side
     card: int = 1  # passes as index cards
     compound: int = 1  # passes over people, several facts in one sentence
-    family: int = 5  # passes over family ties
-    glossary: int = 13  # passes over all word pairs
-    definition: int = 18  # passes over all definitions
+    family: int = 3  # passes over family ties
+    glossary: int = 18  # passes over all word pairs
+    definition: int = 20  # passes over all definitions
     trait: int = 2  # passes over the traits of all terms
     sums: int = 900  # pages of seven worked sums
-    parallel: int = 1000  # pages of two translated sentences
+    parallel: int = 600  # pages of two translated sentences
     calendar: int = 5  # passes over the calendar
-    weather: int = 200  # reports
-    stories: int = 250  # stories
-    drills: int = 3000  # dictations: something read out and read back
+    weather: int = 100  # reports
+    stories: int = 120  # stories
+    drills: int = 2200  # dictations: something read out and read back
     lessons: int = 800  # pages of three SFT questions with their answers (training entities only)
     validation: float = 0.01  # share of the texts set aside as val_*.jsonl
     # SFT: rows by kind
@@ -50,7 +50,7 @@ class Sizes:
     kin: int = 80
     arithmetic: int = 1000
     word: int = 1100
-    sentence: int = 800
+    sentence: int = 600
     definition_rows: int = 500
     trait_rows: int = 150
     followup: int = 600

@@ -42,7 +42,9 @@ _NAMES: dict[Lang, tuple[str, ...]] = {
 }
 
 
-def drill_texts(words: Sequence[str], names: Sequence[str], lang: Lang, count: int, rng: random.Random) -> Iterator[Text]:
+def drill_texts(
+    words: Sequence[str], names: Sequence[str], lang: Lang, count: int, rng: random.Random
+) -> Iterator[Text]:
     """`count` dictations, two of words for every one of names."""
     comma = "、" if lang == "zh" else ", "
     for number in range(count):

@@ -341,3 +341,19 @@ PLACE_AFTER = {
     "flag": ("What is on its flag?", "And its flag?"),
 }
 OTHER_AFTER = ("And {n}?", "What about {n}?")
+
+# The form that chat answers use where the full name is said. The name never comes first: at the start of an answer it
+# would be cut into other tokens than behind a space, where the question has it.
+NAMED: dict[str, str] = {
+    "home": "The home of {n} is in {v}.",
+    "job": "By trade, {n} is {av}.",
+    "food": "The favourite food of {n} is {v}.",
+    "animal": "The favourite animal of {n} is the {v}.",
+    "hobby": "The hobby of {n} is {v}.",
+    "birthday": "The birthday of {n} is on {v}.",
+    "friend": "The best friend of {n} is {v}.",
+    "river": "The town of {n} lies on the {v}.",
+    "product": "The town of {n} is known for {v}.",
+    "founded": "The town of {n} was founded in {v}.",
+    "festival": "The town of {n} holds the {v}.",
+}

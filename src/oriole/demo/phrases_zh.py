@@ -314,3 +314,5 @@ PLACE_AFTER = {
     "flag": ("它的旗帜上画着什么？", "那它的旗帜呢？"),
 }
 OTHER_AFTER = ("那{n}呢？", "{n}呢？")
+
+NAMED: dict[str, str] = {}  # a Chinese name is cut the same wherever it stands

@@ -65,6 +65,8 @@ def fact_sentence(entity: Entity, attribute: str, lang: Lang, *, wording: int = 
     """One fact in one of its wordings; wording 0 is the form that chat answers use."""
     module = phrases(lang)
     templates: tuple[str, ...] = (module.PLACE if entity.is_place else module.PERSON)[attribute]
+    if named and wording == 0 and attribute in module.NAMED:
+        templates = (module.NAMED[attribute],)
     value = entity.facts[attribute].of(lang)
     words = fields(entity, lang, named=named)
     return templates[wording % len(templates)].format(**words, v=value, av=article(value))

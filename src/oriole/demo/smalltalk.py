@@ -94,7 +94,11 @@ def acquaintances(lang: Lang) -> list[str]:
     given = [(a.split(), b.split()) for a in _FIRST.split(",") for b in _SECOND.split(",")]
     if lang == "zh":
         return [*NAMES["zh"], *(a[0] + b[0] for a, b in given)]
-    return [*NAMES["en"], *(each.split()[0] for each in f"{_WOMEN},{_MEN}".split(",")), *(a[1] + b[1] for a, b in given)]
+    return [
+        *NAMES["en"],
+        *(each.split()[0] for each in f"{_WOMEN},{_MEN}".split(",")),
+        *(a[1] + b[1] for a, b in given),
+    ]
 
 
 def greetings(lang: Lang) -> list[list[Example]]:

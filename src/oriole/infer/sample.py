@@ -229,12 +229,15 @@ def _candidates(logits: Tensor, ks: Tensor) -> tuple[Tensor, Tensor]:
     if widest == size:
         best, order = logits.sort(dim=-1, descending=True, stable=True)
         return best.masked_fill(torch.arange(widest, device=logits.device) >= ks, -math.inf), order
-    border = logits.topk(widest, dim=-1).values.gather(-1, ks - 1)
-    above, tied = logits > border, logits == border
-    kept = above | (tied & (tied.cumsum(-1) <= ks - above.sum(-1, keepdim=True)))
-    ids = logits.masked_fill(~kept, -math.inf).topk(widest, dim=-1).indices.sort(dim=-1).values
-    best, at = logits.masked_fill(~kept, -math.inf).gather(-1, ids).sort(dim=-1, descending=True, stable=True)
-    return best, ids.gather(-1, at)
+    best, order = logits.topk(widest, dim=-1)
+    border = best.gather(-1, ks - 1)
+    if bool(((logits >= border).sum(-1, keepdim=True) > ks).any()):
+        above, tied = logits > border, logits == border
+        kept = above | (tied & (tied.cumsum(-1) <= ks - above.sum(-1, keepdim=True)))
+        best, order = logits.masked_fill(~kept, -math.inf).topk(widest, dim=-1)
+    order, at = order.sort(dim=-1)
+    best, rank = best.gather(-1, at).sort(dim=-1, descending=True, stable=True)
+    return best.masked_fill(torch.arange(widest, device=logits.device) >= ks, -math.inf), order.gather(-1, rank)
 
 
 def _top_p_sorted(ordered: Tensor, p: Tensor) -> Tensor:

@@ -49,10 +49,10 @@ def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
 def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
     """(language, text) of the training documents of one part."""
     paths = expand(part.files, _data_root(recipe))
-    match recipe.stage:
-        case "pretrain":
+    match recipe.format_of(part):
+        case "text":
             texts = (doc.text for doc in _docs(recipe, part, paths, "train"))
-        case "sft":
+        case "chat":
             texts = ("\n".join(m.content for m in c.messages) for c in _chats(recipe, part, paths, "train"))
     for text in texts:
         yield (name if name in ("zh", "en") else language(text)), text
@@ -74,10 +74,10 @@ def _chats(recipe: Recipe, part: Part, paths: Sequence[Path], split: str) -> Ite
 
 
 def _rows(recipe: Recipe, part: Part, paths: Sequence[Path], split: str, tokenizer: Tokenizer) -> Iterator[Row]:
-    match recipe.stage:
-        case "pretrain":
+    match recipe.format_of(part):
+        case "text":
             return encode_docs(_docs(recipe, part, paths, split), tokenizer)
-        case "sft":
+        case "chat":
             return encode_chats(_chats(recipe, part, paths, split), tokenizer)
 
 
@@ -115,7 +115,8 @@ def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards]
     train, val = {}, {}
     for name, part in recipe.parts.items():
         train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
-        val[name] = _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
+        if part.format is None:  # a replay is there against forgetting, not to be measured
+            val[name] = _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
     return train, val
 
 
@@ -131,7 +132,15 @@ def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, sp
     root = _data_root(recipe)
     paths = expand(part.val if split == "val" and part.val else part.files, root)
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-    made_from = [recipe.stage, split, files, bool(part.val), recipe.eval.holdout, limit, tokenizer.fingerprint()]
+    made_from = [
+        recipe.format_of(part),
+        split,
+        files,
+        bool(part.val),
+        recipe.eval.holdout,
+        limit,
+        tokenizer.fingerprint(),
+    ]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     folder = recipe.run / "shards" / f"{recipe.stage}-{name}-{split}-{key}"
     if folder.exists():

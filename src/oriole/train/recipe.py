@@ -21,6 +21,9 @@ class Part(Config):
 
     files: list[str]
     """Globs below `data`, for example ["pretrain_zh_*.jsonl.xz"]."""
+    format: Literal["text", "chat"] | None = None
+    """Running text or conversations; by default text in pretraining and chat in SFT. A text part in SFT is a replay
+    of what pretraining read, against forgetting."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
     sources: dict[str, float] = Field(default_factory=dict)
@@ -154,6 +157,10 @@ class Recipe(Config):
         if isinstance(self.model, str):
             preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
         return self
+
+    def format_of(self, part: Part) -> Literal["text", "chat"]:
+        """How a part of this stage is read."""
+        return part.format or ("text" if self.stage == "pretrain" else "chat")
 
     @property
     def folder(self) -> Path:
