@@ -1,4 +1,4 @@
-"""The README's commands work: both languages show the same ones, and each is run, cut short where it would take long."""
+"""The README's commands work: both languages show the same ones, and each is run, cut short where it is long."""
 
 import json
 import os
@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
 ENV = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
 
+QUICK = ["train.compile=false", "eval.tokens=512"]
 SHORT = {
-    "oriole demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", "train.compile=false", "eval.tokens=512"],
-    "oriole run demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", "train.compile=false", "eval.tokens=512"],
-    "oriole train demo/pretrain": ["train.tokens=8000", "train.compile=false", "eval.tokens=512"],
+    "oriole demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
+    "oriole run demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
+    "oriole train demo/pretrain": ["train.tokens=8000", *QUICK],
     "oriole run 26m": [
         "model=demo", "tokenizer.vocab_size=600", "pretrain.train.tokens=2000", "sft.train.tokens=2000",
         "train.batch_size=2", "train.length=128", "train.accumulate=1", "train.compile=false", "eval.tokens=512",
@@ -73,7 +74,7 @@ def test_make_targets_exist() -> None:
     if shutil.which("make") is None:
         pytest.skip("no make on this machine")
     for command in (c for c in commands("README.md") if c.startswith("make ")):
-        done = subprocess.run(command.split() + ["-n"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 

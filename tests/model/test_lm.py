@@ -164,9 +164,9 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own imports
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
 def test_a_training_step_is_one_graph(make: Callable[..., LM], compiler: str) -> None:
-    small = make(num_layers=1)
-    x, doc = tokens(2, 128), torch.tensor([[0] * 70 + [1] * 58, [0] * 128])  # long enough for blocks of queries
-    pos = torch.tensor([[*range(70), *range(58)], [*range(128)]])
+    small = make(num_layers=1, context=256)
+    x, doc = tokens(2, 256), torch.tensor([[0] * 70 + [1] * 186, [0] * 256])  # long enough for blocks of queries
+    pos = torch.tensor([[*range(70), *range(186)], [*range(256)]])
     graphs = []
     for run in (small, torch.compile(small, backend=compiler, fullgraph=True, dynamic=False)):
         small.zero_grad()

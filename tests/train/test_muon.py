@@ -61,9 +61,8 @@ def test_a_bad_gradient_changes_nothing() -> None:
 
 def small() -> LM:
     torch.manual_seed(0)
-    return LM(
-        ModelConfig(vocab_size=31, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=24, context=32)
-    )
+    shape = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "ffn_dim": 24}
+    return LM(ModelConfig(vocab_size=31, context=32, **shape))
 
 
 def backward(model: LM) -> torch.Tensor:

@@ -153,7 +153,10 @@ def _friends(groups: Sequence[Sequence[Pair]], rng: random.Random) -> list[Pair]
 
 
 def build_world(seed: int = 0, held_out: float = 0.25, count_families: int = 40) -> World:
-    """The whole world, with so many of the families, three Chinese for every two Western ones. A quarter of the families and of the places is held out: SFT never asks about them."""
+    """The whole world, with so many of the families, three Chinese for every two Western ones.
+
+    A share of the families and of the places is held out: SFT never asks about them.
+    """
     rng = random.Random(f"world {seed}")
     chinese = len(_CHINESE.strip().splitlines())
     groups = families()

@@ -100,9 +100,11 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
     if record.get("event") != "done":
         return None
     before, now = read_toml(recipe.folder / "recipe.toml"), _identity(recipe)
-    changed = [
-        key for key in ("train", "parts", "model", "init", "data", "tokenizer") if before.get(key) != now.get(key)
-    ]
+    for table in (before, now):  # where and how chattily a stage ran changes nothing about what it is
+        for key in ("device", "compile", "log_every"):
+            table.get("train", {}).pop(key, None)
+    keys = ("train", "parts", "model", "init", "data", "tokenizer")
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
             f"{recipe.folder} was finished with another recipe ({', '.join(changed)} differ, see its recipe.toml); "
