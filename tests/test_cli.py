@@ -27,7 +27,7 @@ def oriole(*words: str, cwd: Path, stdin: str | None = None) -> subprocess.Compl
 
 
 TINY = [
-    "run=out", "data=.", "model={vocab_size=300, dim=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, "
+    "run=./out", "data=.", "model={vocab_size=300, dim=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, "
     "ffn_dim=48, context=64}", "tokenizer.vocab_size=300", "parts={zh={files=['zh.txt'], val=['zh.txt']}, "
     "en={files=['en.txt'], val=['en.txt']}}", "train.tokens=512", "train.batch_size=2", "train.length=32",
     "train.compile=false", "eval.tokens=256",
@@ -145,10 +145,10 @@ def test_train_writes_the_run_folder_and_a_second_call_has_nothing_to_do(folder:
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(folder: Path) -> None:
     longer = [*TINY, "train.tokens=6400", "train.log_every=1"]
-    assert oriole("train", "demo/pretrain", *longer, "run=whole", cwd=folder).returncode == 0
+    assert oriole("train", "demo/pretrain", *longer, "run=./whole", cwd=folder).returncode == 0
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "oriole.cli", "train", "demo/pretrain", *longer, "run=broken"], cwd=folder, env=ENV,
+        [sys.executable, "-m", "oriole.cli", "train", "demo/pretrain", *longer, "run=./broken"], cwd=folder, env=ENV,
         stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     metrics = folder / "broken" / "pretrain" / "metrics.jsonl"
@@ -160,7 +160,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(folder: 
     assert process.returncode == 143, err
     assert "Traceback" not in err
 
-    again = oriole("train", "demo/pretrain", *longer, "run=broken", cwd=folder)
+    again = oriole("train", "demo/pretrain", *longer, "run=./broken", cwd=folder)
     assert again.returncode == 0, again.stderr
     weights = [(folder / run / "pretrain" / "model" / "model.safetensors").read_bytes() for run in ("whole", "broken")]
     assert weights[0] == weights[1]

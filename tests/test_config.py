@@ -61,7 +61,7 @@ def test_wrong_values_and_missing_keys_say_where(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'run' is a value"):
         apply_overrides({"run": "a"}, {"run.x": 1})
     with pytest.raises(ConfigError, match=r"not valid TOML.*line 1"):
-        load(Outer, write(tmp_path / "r.toml", "run = [\n"))
+        load(Outer, write(tmp_path / "r.toml", 'run = "a" b\n'))
     with pytest.raises(ConfigError, match="no recipe at"):
         load(Outer, tmp_path / "nothing.toml")
 

@@ -107,6 +107,7 @@ def greetings(lang: Lang) -> list[list[Example]]:
     meet: list[Example] = []
     remember: list[Example] = []
     talk: list[Example] = []
+    known: list[Example] = []
     for name in acquaintances(lang):
         for hello, start in _HELLO[lang]:
             for form in _INTRODUCE[lang]:
@@ -118,7 +119,7 @@ def greetings(lang: Lang) -> list[list[Example]]:
                     remember.append(Example("greeting", lang, (text, reply, question), (mine.format(x=name),)))
     for questions, reply in _TALK[lang]:
         for question in questions:
-            talk.append(Example("greeting", lang, (question,), (reply,)))
+            known += [Example("greeting", lang, (question,), (reply,))] * 3  # what everybody asks first must sit
             for hello, start in _HELLO[lang]:
                 mark = "! " if lang == "en" else "！"
                 talk.append(Example("greeting", lang, (hello + gap + question,), (start + mark + reply,)))
@@ -129,7 +130,7 @@ def greetings(lang: Lang) -> list[list[Example]]:
     helps = "How can I help you?" if lang == "en" else "有什么可以帮你的吗？"
     mark = "! " if lang == "en" else "！"
     plain = [Example("greeting", lang, (hello,), (start + mark + helps,)) for hello, start in _HELLO[lang]]
-    return [meet, remember, talk, thanks, bye, plain]
+    return [meet, remember, talk, thanks, bye, plain + known]
 
 
 DONT_KNOW: dict[Lang, tuple[str, ...]] = {

@@ -76,7 +76,20 @@ def orthogonalise(x: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     y = x.bfloat16()
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
-        gram = y @ y.mT
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return y.to(x.dtype)
+    gram = y @ y.mT
+    if y.shape[2] <= 2 * y.shape[1]:
+        for step in range(STEPS):
+            gram = gram if step == 0 else y @ y.mT
+            y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+        return y.to(x.dtype)
+    # Every step multiplies y from the left by a polynomial p of its Gram matrix G, and turns G into p G p: for a wide
+    # matrix it is cheaper to follow the small square ones and to multiply y once.
+    product: Tensor | None = None
+    for step in range(STEPS):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = p if product is None else p @ product
+        gram = p @ gram @ p if step < STEPS - 1 else gram
+    assert product is not None
+    out: Tensor = product @ y
+    return out.to(x.dtype)
