@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from oriole.demo.corpus import write_corpus
+
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
 ENV = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
@@ -45,6 +47,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     questions = [{"question": q} for q in ("你好！", "What is 12 + 7?")]
     (folder / "questions.jsonl").write_text("\n".join(json.dumps(q) for q in questions), encoding="utf-8")
+    # The demo's own corpus, with every 18th question only: a hardly trained model answers each at full length.
+    write_corpus(folder / "runs" / "demo" / "data")
+    exam = folder / "runs" / "demo" / "data" / "eval.jsonl"
+    exam.write_text("".join(exam.read_text("utf-8").splitlines(keepends=True)[::18]), encoding="utf-8")
     data = folder / "DATA"
     data.mkdir()
     zh, en = "河边的柳树上有两只黄鹂，它们一起唱歌。", "Two orioles sing in the willow by the river."
