@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Extra words for pip, for example PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" (see README).
 PIP_ARGS ?=
 
-.PHONY: install demo test check bench clean help
+.PHONY: install demo test soak check bench clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ demo: install    ## the whole story on the built-in corpus, on a CPU, in minutes
 
 test: install    ## the test suite (under ten minutes on two cores)
 	$(BIN)/python -m pytest
+
+soak: install    ## the long forms of the tests (under an hour on two cores)
+	$(BIN)/python -m pytest -m soak --timeout 3000
 
 check: install   ## style, types, layers
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oriole.cli import data, tokenizer
+from oriole.cli.common import Json, Settings, new_app
 from oriole.errors import ConfigError, DataError, OrioleError
 
 if TYPE_CHECKING:
@@ -23,20 +25,11 @@ __all__ = ["app", "load_recipe", "main"]
 STAGES = ("pretrain", "sft")
 """The stages of a run, in the order in which they follow one another."""
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
-app = typer.Typer(
-    name="oriole",
-    help="Train your own bilingual (Chinese + English) chat model from scratch, and talk to it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+app = new_app("oriole", "Train your own bilingual (Chinese + English) chat model from scratch, and talk to it.")
+app.add_typer(data.app)
+app.add_typer(tokenizer.app)
 
 
 def main() -> None:
@@ -264,7 +257,3 @@ def show_report(
 
     made: dict[str, Any] = report.write(path)
     print(json.dumps(made, ensure_ascii=False) if as_json else report.text(made))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m oriole.cli`."""
+
+from oriole.cli import main
+
+main()

@@ -1,0 +1,23 @@
+"""What the verbs share: the look of an app, and the words that stand in every signature."""
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["Json", "Settings", "new_app"]
+
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+
+def new_app(name: str, help: str) -> typer.Typer:
+    """A group of verbs that looks like every other one."""
+    return typer.Typer(
+        name=name,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
