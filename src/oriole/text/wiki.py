@@ -96,7 +96,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
         from mwxml.errors import MalformedXML
     except ImportError as error:
         raise MissingExtra("reading MediaWiki dumps", "wiki") from error
-    import xml.etree.ElementTree as tree  # noqa: S405  only for the name of its error; mwxml parses with it
+    import xml.etree.ElementTree as tree  # for the name of its error; mwxml parses with it
 
     try:
         with cast(IO[bytes], _OPENERS[path.suffix.lower()](path, "rb")) as file:
