@@ -273,3 +273,34 @@ def test_ctrl_c_stops_all_of_it_quietly(functions: ModuleType, tmp_path: Path) -
     assert process.returncode == 130 and errors == ""
     wait_for(lambda: not session(process.pid))
     check_whole(tmp_path)
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results_and_the_same_errors(functions: ModuleType, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    log = tmp_path / "log"
+    local = run_pieces(functions.square, squares(log), tmp_path / "local", workers=1, what="squaring")
+    log.unlink()
+    environment = {"env_vars": {"PYTHONPATH": str(tmp_path / "code")}}
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    try:
+        far = run_pieces(functions.square, squares(log), tmp_path / "ray", engine="ray", what="squaring")
+        assert far == local
+        pids = {int(line.split()[1]) for line in log.read_text().splitlines()}
+        assert os.getpid() not in pids
+        for a in (tmp_path / "local").glob("*.json"):
+            assert a.read_bytes() == (tmp_path / "ray" / a.name).read_bytes()
+        for n, kind, message in (
+            (2, DataError, r"mend it \(in piece2\)"),
+            (3, MissingExtra, "piece3"),
+            (5, ResourceError, "Ray lost the work on piece5"),
+        ):
+            with pytest.raises(kind, match=message):
+                pieces = [Piece(f"piece{i}", "k", (i,)) for i in (0, n)]
+                run_pieces(functions.fail, pieces, tmp_path / ".done", engine="ray", what="failing")
+        assert ray.is_initialized()  # a cluster that was there before stays
+    finally:
+        ray.shutdown()

@@ -9,7 +9,9 @@ Nothing is shared by the workers, and each works on one thread: the pieces are w
 
 import contextlib
 import glob
+import itertools
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -43,6 +45,9 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
 }
 """Environment of a worker: libraries that would start a thread for each core start one."""
+
+IN_FLIGHT = 1000
+"""Tasks that are handed to Ray at a time."""
 
 LOCK_WAIT_S = 20.0
 """Seconds to wait for the workers of a killed run, which end by themselves, before a folder counts as in use."""
@@ -97,15 +102,15 @@ def _run(
     """(place, result) of each piece, as they become ready."""
     if workers < 0:
         raise ConfigError(f"workers={workers} is negative; give a number of processes, or 0 for one on each core")
-    workers = workers or _cores()
+    processes = min(workers or _cores(), len(pieces))
     match engine:
         case "ray":
             yield from _on_ray(function, pieces, workers)
-        case "local" if min(workers, len(pieces)) <= 1:
+        case "local" if processes <= 1:
             for i, piece in enumerate(pieces):
                 yield i, _result(piece, _call(function, piece.args))
         case "local":
-            yield from _in_processes(function, pieces, min(workers, len(pieces)), lock)
+            yield from _in_processes(function, pieces, processes, lock)
         case _:
             raise ConfigError(f"engine='{engine}' is unknown; give local or ray")
 
@@ -362,4 +367,51 @@ def _death(exit_code: int | None, name: str) -> str:
 
 
 def _on_ray(function: Function, pieces: Sequence[Piece], workers: int) -> Generator[tuple[int, Result], None, None]:
-    raise MissingExtra("engine=ray", "cluster")
+    """A task for each piece, on the cluster that `RAY_ADDRESS` names or else on one of this machine's own cores.
+
+    On a cluster of several machines the paths in the arguments must mean the same files everywhere.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("engine=ray", "cluster") from error
+    if not pieces:
+        return
+    ours = not ray.is_initialized()
+    if ours and os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    elif ours:
+        cores = workers or _cores()
+        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    task = ray.remote(num_cpus=1, max_retries=2)(_call_alone)
+    waiting = iter(enumerate(pieces))
+    at_work: dict[Any, int] = {}
+    try:
+        while True:
+            for i, piece in itertools.islice(waiting, (workers or IN_FLIGHT) - len(at_work)):
+                at_work[task.remote(function, piece.args)] = i
+            if not at_work:
+                return
+            for answered in ray.wait(list(at_work))[0]:
+                i = at_work.pop(answered)
+                try:
+                    answer = ray.get(answered)
+                except ray.exceptions.RayTaskError:
+                    raise  # not the function's error, which comes as an answer, but one before or after it
+                except ray.exceptions.RayError as error:
+                    raise ResourceError(
+                        f"Ray lost the work on {pieces[i].name} ({type(error).__name__}); run the same command again, "
+                        "it goes on where it was"
+                    ) from error
+                yield i, _result(pieces[i], answer)
+    finally:
+        if ours:
+            ray.shutdown()
+        else:
+            for left in at_work:
+                ray.cancel(left, force=True)
+
+
+def _call_alone(function: Function, args: tuple[Any, ...]) -> Result | _Failure:
+    os.environ.update(ONE_THREAD)
+    return _call(function, args)
