@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,32 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_weights(folder: 
     assert again.returncode == 0, again.stderr
     weights = [(folder / run / "pretrain" / "model" / "model.safetensors").read_bytes() for run in ("whole", "broken")]
     assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 600 kB: room for a tokenizer and shards, none for a second checkpoint."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_saved_is_there(folder: Path, small_disk: Path) -> None:
+    run = small_disk / "run"
+    longer = [*TINY, "train.tokens=640", "checkpoint.every=1", f"run={run}"]
+    done = oriole("train", "demo/pretrain", *longer, cwd=folder)
+    assert done.returncode == 2 and "the disk is full" in done.stderr.splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p for p in run.rglob("*.safetensors") if p.stat().st_size == 0]
+
+    # A bigger disk, and the same command goes on from the last whole checkpoint.
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    again = oriole("train", "demo/pretrain", *longer, cwd=folder)
+    assert again.returncode == 0 and "going on from step" in again.stderr, again.stderr
 
 
 def test_a_run_goes_on_only_with_its_own_data(folder: Path) -> None:

@@ -67,11 +67,11 @@ def trainer(
         "objective": LMObjective(),
         "data": Packer(Counting(), 4, 32),
         "metrics": Records(),
+        "optim": OptimConfig(lr=lr),
     } | (more or {})
     return Trainer(
         lm or model(dropout),
         config=TrainConfig(**settings),
-        optim=OptimConfig(lr=lr),
         folder=folder,
         **arguments,
     )

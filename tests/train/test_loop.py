@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from oriole.errors import CheckpointError, ConfigError, Interrupted, OrioleError
 from oriole.log import Metrics
 from oriole.model.lm import LM
 from oriole.train import checkpoint, device, loop
-from oriole.train.batch import Batch, Packer
+from oriole.train.batch import IGNORE, Batch, Packer
 from oriole.train.objectives import LMObjective, Loss
+from oriole.train.optim import OptimConfig
 
 
 def noisy_evaluation(step: int) -> dict[str, Any]:
@@ -144,6 +146,24 @@ def test_gives_up_when_every_update_is_skipped(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=100, more={"objective": AlwaysNan()})
     with pytest.raises(OrioleError, match=r"last 20 updates up to step 20 .* lower train\.lr"):
         made.fit()
+
+
+def test_a_step_without_a_trained_target_moves_nothing_but_the_count(tmp_path: Path) -> None:
+    class Untrained(OneBatch):
+        """Every target is ignored, as in a batch of nothing but a user's words."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.batch = replace(self.batch, targets=torch.full_like(self.batch.targets, IGNORE))
+
+    lm = model()
+    undecayed = {"data": Untrained(), "optim": OptimConfig(weight_decay=0)}
+    made = trainer(tmp_path, lm=lm, steps=3, log_every=1, more=undecayed)
+    before = digest(lm)
+    summary = made.fit()
+    assert summary["loss"] == 0.0 and summary["skipped"] == 0
+    assert [r["grad_norm"] for r in made.metrics.of("step")] == [0.0, 0.0, 0.0]
+    assert digest(lm) == before
 
 
 def test_too_little_memory_is_explained(tmp_path: Path) -> None:
