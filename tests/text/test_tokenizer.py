@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from oriole.errors import ConfigError, DataError, ModelError
 from oriole.text import tokenizer as module
+from oriole.text import toklearn
 from oriole.text.tokenizer import QWEN2_REGEX, RESERVED, Detokenizer, Tokenizer, train_tokenizer
 
 Texts = Callable[..., list[tuple[str, str]]]
@@ -223,7 +224,8 @@ def test_load_refuses_what_is_not_ours(tok: Tokenizer, tmp_path: Path) -> None:
         (with_value("Unigram", "model", "type"), "not plain byte-level BPE"),
         (with_value({"type": "NFC"}, "normalizer"), "without a normalizer"),
         (with_value("<thought>", "added_tokens", 3, "content"), "ids 0 to 15"),
-        (with_value([*added, {"id": 900, "content": "<new>"}], "added_tokens"), "further added tokens"),
+        (with_value([*added, {"id": 901, "content": "<new>"}], "added_tokens"), "further added tokens"),
+        (with_value([*added, {"id": 900, "content": "x y", "lstrip": True}], "added_tokens"), "strip what is around"),
         (with_value(QWEN2_REGEX + "|x", "pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), "another regex"),
         (with_value(steps[1:], "pre_tokenizer", "pretokenizers"), "another regex"),
         (with_value(merges[:-1], "model", "merges"), "its ids are not"),
@@ -271,21 +273,23 @@ def test_too_little_text_says_how_much_is_possible() -> None:
 
 def test_the_sample_is_bounded_balanced_and_spread() -> None:
     texts = [("en", f"{i:04d}" * 250) for i in range(400)] + [("zh", f"{i:04d}" * 250) for i in range(100)]
-    sample = module._sample(iter(texts), 60_000, seed=0)
+    sample = toklearn.sample_text(iter(texts), 60_000, seed=0)
     assert len(sample) == 60  # 30 kB of each language, though English came first and would have filled it all
     numbers = [int(piece[:4]) for piece in sample]
     english, chinese = numbers[:30], numbers[30:]
     assert english == sorted(english) and chinese == sorted(chinese)
     assert min(english) < 100 and max(english) > 300 and max(chinese) < 100
-    assert sample == module._sample(iter(texts), 60_000, seed=0) != module._sample(iter(texts), 60_000, seed=1)
-    whole = module._sample([("en", "x" * 100_000)], 10**6, seed=0)
-    assert "".join(whole) == "x" * 100_000 and max(map(len, whole)) == module.CHUNK
+    assert (
+        sample == toklearn.sample_text(iter(texts), 60_000, seed=0) != toklearn.sample_text(iter(texts), 60_000, seed=1)
+    )
+    whole = toklearn.sample_text([("en", "x" * 100_000)], 10**6, seed=0)
+    assert "".join(whole) == "x" * 100_000 and max(map(len, whole)) == toklearn.PIECE
 
 
 def test_repeated_and_unreachable_tokens_get_no_id() -> None:
     tokens = [b"ab", b"bc", b"abc", b"abc", b"bcd", b"abcde"]
     # abc = ab+c; bcd = bc+d; abcde is never reached: its bytes become abc, d, e.
-    assert module._merges(tokens) == [(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b"bc", b"d")]
+    assert toklearn.merges_of(tokens) == [(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b"bc", b"d")]
 
 
 @given(st.lists(st.integers(0, 899), max_size=40), st.booleans())

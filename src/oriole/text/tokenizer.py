@@ -1,26 +1,40 @@
 """Byte-level BPE: strings to ids and back, without loss for any string, in the format every other tool reads.
 
 The file is Hugging Face `tokenizers` JSON with Qwen2's pre-tokenizer regex, which llama.cpp knows as `qwen2`. Ids 0 to
-15 are reserved for ever, 16 to 271 are the bytes, the rest are merges in the order of their rank.
+15 are reserved for ever, 16 to 271 are the bytes, the rest are merges in the order of their rank. A character tokenizer
+is the same with merges that make single characters; so whatever reads the one reads the other.
 """
 
 import codecs
-import functools
 import hashlib
-import heapq
 import json
 import os
-import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
 import tokenizers
-from tokenizers import models
+from pydantic import Field
 
+from oriole.config import Config
 from oriole.errors import ConfigError, DataError, ModelError, raise_for_os_error
-from oriole.log import human, track
+from oriole.log import human
+from oriole.text.toklearn import encodable, learn_characters, learn_merges, sample_text
+from oriole.text.tokspec import (
+    FIRST_BYTE,
+    FIRST_MERGE,
+    QWEN2_REGEX,
+    RESERVED,
+    Foreign,
+    Merge,
+    added_tokens,
+    byte_to_char,
+    is_special,
+    read_spec,
+    write_spec,
+)
 
 __all__ = [
     "END_OF_TEXT",
@@ -36,46 +50,41 @@ __all__ = [
     "TOOL_RESPONSE",
     "TOOL_RESPONSE_END",
     "Detokenizer",
+    "Kind",
     "Tokenizer",
+    "TrainConfig",
     "train_tokenizer",
 ]
 
-RESERVED: tuple[str, ...] = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
-    "<tool_response>", "</tool_response>", *(f"<|reserved_{i}|>" for i in range(7)),
-)  # fmt: skip
-"""The names of ids 0 to 15. Only `text.template` produces them; text that merely spells one never does."""
+Kind = Literal["bpe", "char"]
 
 PAD = END_OF_TEXT = 0
 IM_START, IM_END, THINK, THINK_END = 1, 2, 3, 4
 TOOL_CALL, TOOL_CALL_END, TOOL_RESPONSE, TOOL_RESPONSE_END = 5, 6, 7, 8
 
-FIRST_BYTE = len(RESERVED)
-FIRST_MERGE = FIRST_BYTE + 256
+LONG = 1 << 16
+"""Characters from which a text is encoded in parts, so that one long text too keeps all cores busy."""
 
-QWEN2_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How text is cut before merging, byte for byte Qwen2's: llama.cpp recognises no other spelling."""
-
-CHUNK = 16_384
-"""Characters of text that are sampled as one piece, so that one huge file does not count as one document."""
-
-SLACK = 1.02
-"""Merges are trained beyond the number asked for, because some spell a token that an earlier one already spells."""
+_BREAK = re.compile("\n(?=[A-Za-z0-9\u4e00-\u9fff])")
+"""A place where the regex always cuts: none of its pieces goes on from a line feed to a letter or digit."""
 
 
 @final
 class Tokenizer:
-    """Text <-> ids. Made by `train_tokenizer` or `Tokenizer.load`."""
+    """Text <-> ids. Made by `train_tokenizer`, `Tokenizer.load` or `with_tokens`."""
 
-    def __init__(self, merges: Sequence[tuple[bytes, bytes]]) -> None:
-        """A tokenizer with these merges, best first: id 272 + i is the bytes of merge i, its two parts joined."""
+    def __init__(self, merges: Sequence[Merge], added: Sequence[str] = ()) -> None:
+        """A tokenizer with these merges, best first: id 272 + i is the bytes of merge i, its two parts joined.
+
+        After the merges come the `added` tokens, which are found wherever text spells them, before anything is merged.
+        """
         self._merges = list(merges)
+        self._added = tuple(added)
         self._bytes = [b""] * FIRST_BYTE + [bytes([b]) for b in range(256)] + [a + b for a, b in self._merges]
-        # No added tokens here, so no text can ever become a reserved id: bytes reach only what some merge makes.
-        spec = self._spec()
-        spec["added_tokens"] = []
+        self._bytes += [token.encode() for token in self._added]
+        # The reserved tokens are not among its added ones, so no text can become one: bytes reach only merged tokens.
+        spec = write_spec(self._merges, self._added)
+        spec["added_tokens"] = spec["added_tokens"][FIRST_BYTE:]
         self._encoder = tokenizers.Tokenizer.from_str(json.dumps(spec))
 
     @classmethod
@@ -93,8 +102,8 @@ class Tokenizer:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is not valid JSON ({error}); copy the file again or train it anew") from error
         try:
-            return cls(_merges_of(spec))
-        except _Foreign as error:
+            return cls(*read_spec(spec))
+        except Foreign as error:
             raise ModelError(
                 f"{path} is not a tokenizer of Oriole's: {error}; use one made by `oriole tokenizer train`"
             ) from error
@@ -108,7 +117,8 @@ class Tokenizer:
         from oriole.text.template import CHAT_TEMPLATE  # the template is built on the tokenizer, not the other way
 
         folder = Path(folder)
-        special = [name for name in RESERVED if _is_special(name)]
+        special = [name for name in RESERVED if is_special(name)]
+        spec = write_spec(self._merges, self._added)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None,
@@ -116,7 +126,9 @@ class Tokenizer:
             "pad_token": RESERVED[PAD],
             "unk_token": None,
             "additional_special_tokens": special[1:],
-            "added_tokens_decoder": {str(t.pop("id")): t for t in _added_tokens()},
+            "added_tokens_decoder": {
+                str(t.pop("id")): t for t in added_tokens(len(spec["model"]["vocab"]), self._added)
+            },
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
@@ -124,7 +136,7 @@ class Tokenizer:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "tokenizer.json", json.dumps(self._spec(), ensure_ascii=False, indent=1) + "\n")
+            _write(folder / "tokenizer.json", json.dumps(spec, ensure_ascii=False, indent=1) + "\n")
             _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
             _write(folder / "chat_template.jinja", CHAT_TEMPLATE)
         except OSError as error:
@@ -135,6 +147,30 @@ class Tokenizer:
         """The number of ids, the 16 reserved ones included."""
         return len(self._bytes)
 
+    @property
+    def kind(self) -> Kind:
+        """ "char" when no merge goes beyond a single character."""
+        return "char" if self._merges and all(map(_within_character, self._bytes[FIRST_MERGE:])) else "bpe"
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The tokens that were added after training, in the order of their ids, which are the last ones."""
+        return self._added
+
+    def with_tokens(self, tokens: Iterable[str]) -> Self:
+        """This tokenizer with further tokens; every id there was keeps its meaning, the new ones come last.
+
+        A token becomes one id wherever a text spells it. Those that the vocabulary has already are passed over;
+        `ConfigError` for one that would change what others mean.
+        """
+        ids = {token: i for i, token in enumerate(self._bytes) if token}
+        new: list[str] = []
+        for token in tokens:
+            _check_new(token)
+            if token not in new and token.encode() not in ids:
+                new.append(token)
+        return type(self)(self._merges, [*self._added, *new])
+
     def encode(self, text: str) -> list[int]:
         """The ids of a piece of content. Never one of the reserved ids, even where the text spells their names.
 
@@ -143,10 +179,19 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
+        """`encode` of each text, on all cores; a long text is shared by them too.
+
+        The environment variable TOKENIZERS_PARALLELISM=false keeps it to one core.
+        """
+        parts: list[str] = []
+        counts: list[int] = []
+        for text in texts:
+            before = len(parts)
+            parts += _parts(encodable(text))
+            counts.append(len(parts) - before)
         # The "fast" form keeps no character offsets: half the time, for a single text too.
-        batch = self._encoder.encode_batch_fast([_encodable(t) for t in texts], add_special_tokens=False)
-        return [e.ids for e in batch]
+        ids = (e.ids for e in self._encoder.encode_batch_fast(parts, add_special_tokens=False))
+        return [next(ids) if n == 1 else [i for _ in range(n) for i in next(ids)] for n in counts]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, reserved ids their names or, skipped, nothing."""
@@ -165,50 +210,11 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """16 hex digits that change when any id would mean something else."""
         parts = [QWEN2_REGEX, *RESERVED, *(f"{a.hex()} {b.hex()}" for a, b in self._merges)]
+        parts += [f"added {token}" for token in self._added]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _spelling(self, id: int, skip_special: bool) -> bytes:
         return RESERVED[id].encode() if not skip_special and 0 <= id < FIRST_BYTE else self.token_bytes(id)
-
-    def _spec(self) -> dict[str, Any]:
-        """tokenizer.json as an object, spelled out so that it is the same whatever library version writes it."""
-        visible = _byte_to_char()
-
-        def spell(token: bytes) -> str:
-            return "".join(visible[b] for b in token)
-
-        # The names are vocabulary too, for a file gives its added tokens those ids only if the model already has them.
-        vocab = {name: i for i, name in enumerate(RESERVED)}
-        vocab |= {spell(token): FIRST_BYTE + i for i, token in enumerate(self._bytes[FIRST_BYTE:])}
-        assert len(vocab) == len(self._bytes), "two ids with one spelling"
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": list(_added_tokens()),
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": QWEN2_REGEX}, "behavior": "Isolated", "invert": False},
-                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-                ],
-            },
-            "post_processor": None,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocab,
-                "merges": [f"{spell(a)} {spell(b)}" for a, b in self._merges],  # readers old and new know this spelling
-            },
-        }
 
 
 @final
@@ -230,22 +236,46 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def train_tokenizer(
-    texts: Iterable[tuple[str, str]], vocab_size: int, sample_bytes: int = 64_000_000, seed: int = 0
-) -> Tokenizer:
-    """Learn a vocabulary of exactly `vocab_size` ids from (language, text) pairs; same input, same result.
+class TrainConfig(Config):
+    """The keys of `oriole tokenizer train`."""
 
-    A random sample of at most `sample_bytes`, drawn over the whole stream, is shared equally by the languages, so that
-    the larger one does not take the vocabulary and memory stays bounded. `DataError` when the text is too small for so
-    many merges. BPE: Sennrich et al. 2016, arXiv:1508.07909.
+    out: Path
+    """The folder that is written."""
+    vocab_size: int = Field(16_384, ge=FIRST_MERGE)
+    """Ids in all: 16 reserved, 256 bytes, the rest learnt. With kind=char the most there may be."""
+    kind: Kind = "bpe"
+    """"bpe": frequent pieces of words; "char": every character a token."""
+    sample_mb: float = Field(64, gt=0)
+    """Megabytes of text to learn from; memory is about 25 times as much, however large the corpus."""
+    seed: int = 0
+    """Of the sample."""
+    skip_bad: bool = False
+    """Count records that cannot be read instead of stopping at the first."""
+
+
+def train_tokenizer(
+    texts: Iterable[tuple[str, str]],
+    vocab_size: int,
+    sample_bytes: int = 64_000_000,
+    seed: int = 0,
+    kind: Kind = "bpe",
+) -> Tokenizer:
+    """Learn a vocabulary from (language, text) pairs; same input, same result.
+
+    "bpe" gives exactly `vocab_size` ids, learnt from a random sample of at most `sample_bytes` drawn over the whole
+    stream and shared equally by the languages, so that the larger one does not take the vocabulary and memory stays
+    bounded; `DataError` when the text is too small for so many merges. "char" makes a token of each character, the most
+    frequent first and at most `vocab_size` ids; what is left out, and any character never seen, is spelt in bytes.
     """
     if vocab_size < FIRST_MERGE:
         raise ConfigError(
             f"vocab_size = {vocab_size} is too small; {FIRST_MERGE} is the least (16 reserved ids and 256 bytes)"
         )
-    sample = _sample(texts, sample_bytes, seed)
     count = vocab_size - FIRST_MERGE
-    merges = _merges(_train(sample, int(count * SLACK) + 64))[:count]
+    if kind == "char":
+        return Tokenizer(learn_characters(texts, count))
+    sample = sample_text(texts, sample_bytes, seed)
+    merges = learn_merges(sample, count)
     if len(merges) < count:
         raise DataError(
             f"the text ({human(sum(map(len, sample)))} characters) supports a vocabulary of at most "
@@ -254,149 +284,36 @@ def train_tokenizer(
     return Tokenizer(merges)
 
 
-def _sample(texts: Iterable[tuple[str, str]], sample_bytes: int, seed: int) -> list[str]:
-    """Pieces of text, at most `sample_bytes` of UTF-8 in all: in each language those with the smallest random keys."""
-    rng = random.Random(seed)
-    kept: dict[str, list[tuple[float, int, int, str]]] = {}  # language -> heap of (-key, order, bytes, piece)
-    sizes: dict[str, int] = {}
-    order = 0
-    with track("reading text for the tokenizer", unit="B") as bar:
-        for lang, text in texts:
-            text = _encodable(text)
-            for start in range(0, len(text), CHUNK):
-                piece = text[start : start + CHUNK]
-                size = len(piece.encode())
-                bar.update(size)
-                order += 1
-                heapq.heappush(kept.setdefault(lang, []), (-rng.random(), order, size, piece))
-                sizes[lang] = sizes.get(lang, 0) + size
-                for each in kept:  # a new language takes its share from the others
-                    while sizes[each] > sample_bytes / len(kept) and len(kept[each]) > 1:
-                        sizes[each] -= heapq.heappop(kept[each])[2]
-    return [piece for _, _, _, piece in sorted((e for heap in kept.values() for e in heap), key=lambda e: e[1])]
+def _check_new(token: str) -> None:
+    """`ConfigError` for a token that cannot be added without harm to the others."""
+    if not token or encodable(token) != token:
+        raise ConfigError("an added token must be text of at least one character")
+    if "\n" in token or "\r" in token:
+        raise ConfigError(f"{token!r} holds a line break, where texts and messages are cut; add a token without one")
+    for name in RESERVED:
+        swallows = any(name.startswith(token[i:]) for i in range(1, len(token)))
+        if name in token or swallows:
+            raise ConfigError(f"{token!r} would swallow the beginning of the reserved {name}; choose another spelling")
+    if not token.isascii() and set(token) <= set(byte_to_char()):
+        raise ConfigError(
+            f"{token!r} would be read as single bytes by other byte-level decoders; add it with a space or other "
+            "characters, or leave it to the merges"
+        )
 
 
-def _train(sample: list[str], count: int) -> list[bytes]:
-    """Up to `count` merged tokens, best first, from rustbpe, or from `tokenizers` where rustbpe has no wheel.
-
-    Merges are counted over the very pieces that encoding cuts. Cutting runs of Han characters shorter while training
-    saves a fifth to a third of the time, but took 1.3 to 2.3 % more tokens for Chinese to save 0.5 % for English
-    (24 MB, vocabularies 4,096 and 16,384, held-out documents).
-    """
-    try:
-        import rustbpe
-    except ImportError:
-        return _train_with_tokenizers(sample, count)
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(sample), 256 + count, pattern=QWEN2_REGEX)
-    return [bytes(token) for token, rank in sorted(trainer.get_mergeable_ranks(), key=lambda r: r[1]) if rank >= 256]
+def _within_character(token: bytes) -> bool:
+    """Whether the bytes are one character, or a beginning of one."""
+    lengths = ((0xF0, 4), (0xE0, 3), (0xC0, 2), (0x80, 0), (0, 1))
+    return len(token) <= next(n for least, n in lengths if token[0] >= least)
 
 
-def _train_with_tokenizers(sample: list[str], count: int) -> list[bytes]:
-    """As `_train`, slower and with more memory; ties between equally frequent pairs may fall the other way."""
-    from tokenizers import pre_tokenizers, trainers
-
-    alphabet = _byte_to_char()
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(QWEN2_REGEX), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + count, show_progress=False, initial_alphabet=list(alphabet), min_frequency=0
-    )
-    model.train_from_iterator(sample, trainer)
-    to_byte = {c: b for b, c in enumerate(alphabet)}
-    vocab: dict[str, int] = model.get_vocab()
-    return [bytes(to_byte[c] for c in token) for token in sorted(vocab, key=vocab.__getitem__) if len(token) > 1]
-
-
-def _merges(tokens: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    """The merge that makes each token, found by merging its own bytes with all the merges before it.
-
-    Trainers report tokens, files want pairs. A token that repeats an earlier spelling, or that its own bytes never lead
-    to, would be dead weight in the vocabulary and is left out; the ones after it get by without.
-    """
-    ranks: dict[tuple[bytes, bytes], int] = {}
-    for token in tokens:
-        parts = _apply(token, ranks)
-        if len(parts) == 2:  # 1: there already; more: out of reach
-            ranks[parts[0], parts[1]] = len(ranks)
-    return list(ranks)
-
-
-def _apply(token: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
-    """Merge the bytes of `token`, the best-ranked pair first, the leftmost of equals, until none is left."""
-    parts = [bytes([b]) for b in token]
-    while len(parts) > 1:
-        rank, i = min((ranks.get((parts[i], parts[i + 1]), len(ranks)), i) for i in range(len(parts) - 1))
-        if rank == len(ranks):
-            break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-class _Foreign(Exception):
-    """Why a tokenizer.json is not one of ours."""
-
-
-def _merges_of(spec: Any) -> list[tuple[bytes, bytes]]:
-    """The merges in a tokenizer.json that is exactly of our form, whichever library wrote it; else `_Foreign`."""
-    try:
-        model = spec["model"]
-        vocab = {str(token): int(i) for token, i in model["vocab"].items()}
-        pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        reserved = [(t["id"], t["content"]) for t in spec["added_tokens"]]
-        steps = spec["pre_tokenizer"]["pretokenizers"]
-        patterns = [s["pattern"]["Regex"] for s in steps if s["type"] == "Split"]
-        byte_level = [s for s in steps if s["type"] == "ByteLevel"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _Foreign("it is not byte-level BPE with a Split and a ByteLevel pre-tokenizer") from error
-    if model["type"] != "BPE" or model.get("byte_fallback") or spec.get("normalizer") is not None:
-        raise _Foreign("it is not plain byte-level BPE without a normalizer")
-    if sorted(reserved) != list(enumerate(RESERVED)):
-        raise _Foreign("ids 0 to 15 are not the reserved tokens, or there are further added tokens")
-    if patterns != [QWEN2_REGEX] or len(byte_level) != 1 or byte_level[0].get("use_regex", True):
-        raise _Foreign("it cuts text with another regex than Qwen2's")
-    to_byte = {c: b for b, c in enumerate(_byte_to_char())}
-    try:
-        merges = [(bytes(to_byte[c] for c in a), bytes(to_byte[c] for c in b)) for a, b in pairs]
-    except (KeyError, ValueError) as error:
-        raise _Foreign("a merge is not a pair of byte-level tokens") from error
-    expected = [*RESERVED, *_byte_to_char(), *("".join(pair) for pair in pairs)]
-    if vocab != {token: i for i, token in enumerate(expected)} or len(vocab) != len(expected):
-        raise _Foreign("its ids are not the bytes from 16 on followed by the merges in their order")
-    return merges
-
-
-def _added_tokens() -> Iterator[dict[str, Any]]:
-    """The reserved tokens as tokenizer.json lists them; `special`, as in Qwen3, only for the <|…|> ones."""
-    for i, name in enumerate(RESERVED):
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        yield {"id": i, "content": name, **flags, "special": _is_special(name)}
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("<|")
-
-
-@functools.cache
-def _byte_to_char() -> tuple[str, ...]:
-    """GPT-2's visible character for each byte: itself where it prints, else the next free one from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    spare = iter(range(256, 512))
-    return tuple(chr(b) if b in printable else chr(next(spare)) for b in range(256))
-
-
-def _encodable(text: str) -> str:
-    """The text with surrogate pairs joined and lone ones replaced by U+FFFD; nearly always the text itself."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+def _parts(text: str) -> Iterator[str]:
+    """The text, a long one in parts that give the same ids one by one."""
+    start = 0
+    while len(text) - start > LONG and (found := _BREAK.search(text, start + LONG // 2)):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
 
 
 def _write(path: Path, text: str) -> None:
