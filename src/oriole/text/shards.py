@@ -6,15 +6,18 @@ A shards folder holds flat little-endian arrays, mapped into memory when it is o
     mask.bin           u8 for each token, 1 where it is trained on; missing when all are
     offsets.bin        i64 (documents + 1): where each document starts
     sources.bin        u16 for each document: the place of its source in the index's list of names
+    langs.bin          u8 for each document: the place of its language in the index's list; only from `data pack`
     byte_lengths.bin   i32 for each id of the vocabulary: its bytes of UTF-8, 0 for the reserved ones
     index.json         schema, counts, the tokenizer's fingerprint, size and hash of each file
 
 It is written under another name and renamed when it is complete and on disk, so no reader ever sees half of one.
+A folder made by `oriole data pack` holds several of these, which its own index.json lists; it opens as one.
 """
 
 import contextlib
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +34,7 @@ from oriole.text.template import Chat, render
 from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
 from oriole.text.writer import SCHEMA, Row, Writer, fingerprint, new_folder
 
-__all__ = ["Mixture", "Row", "Shards", "View", "encode_chats", "encode_docs", "held_out", "write_shards"]
+__all__ = ["Mixture", "Row", "Shards", "View", "batches", "encode_chats", "encode_docs", "held_out", "write_shards"]
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 Mask = NDArray[np.uint8]
@@ -53,7 +56,7 @@ def held_out(key: str, fraction: float) -> bool:
 def encode_docs(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
     """A row for each document, its text's ids and the end mark (id 0), every token trained on."""
     with track("tokenizing", unit="tokens") as bar:
-        for batch in _batches(docs):
+        for batch in batches(docs):
             rows = tok.encode_batch(doc.text for doc in batch)
             bar.update(sum(map(len, rows)) + len(rows))
             for doc, ids in zip(batch, rows, strict=True):
@@ -61,7 +64,7 @@ def encode_docs(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
                 yield ids, None, doc.source
 
 
-def _batches(docs: Iterable[Doc]) -> Iterator[list[Doc]]:
+def batches(docs: Iterable[Doc]) -> Iterator[list[Doc]]:
     """Runs of documents that are worth one call of the tokenizer and still bounded."""
     batch: list[Doc] = []
     chars = 0
@@ -108,7 +111,7 @@ def write_shards(rows: Iterable[Row], tok: Tokenizer, folder: str | Path) -> "Sh
 class Shards:
     """A shards folder, opened: `len`, documents by number, counts. Arrays are read-only and mapped, not loaded."""
 
-    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, index: Mapping[str, Any], members: Sequence["_Member"]) -> None:
         """For `Shards.open`, which checks what it hands over."""
         self.folder = folder
         self.num_tokens: int = index["tokens"]
@@ -119,42 +122,33 @@ class Shards:
         """32 hex digits of the content."""
         self.tokenizer: str = index["tokenizer"]
         """The fingerprint of the tokenizer that made the ids."""
-        self.sources: tuple[str, ...] = tuple(index["sources"])
-        """The names that `source_ids` points to."""
-        self._files: Mapping[str, Mapping[str, Any]] = index["files"]
-        self._tokens: Ids = self._map("tokens.bin", "<u2" if index["vocab_size"] <= 65_536 else "<u4")
-        self._mask: Mask | None = self._map("mask.bin", "u1") if "mask.bin" in self._files else None
-        self._offsets: NDArray[np.int64] = self._map("offsets.bin", "<i8")
-        self.source_ids: NDArray[np.uint16] = self._map("sources.bin", "<u2")
-        """(documents,): the source of each as a place in `sources`."""
-        self.byte_lengths: NDArray[np.int32] = self._map("byte_lengths.bin", "<i4")
+        self.sources, self.source_ids = _joined([(m.sources, m.source_ids) for m in members], np.uint16)
+        """The names of the sources, and (documents,) the source of each as a place in them."""
+        self.langs, self.lang_ids = _joined([(m.langs, m.lang_ids) for m in members], np.uint8)
+        """The languages, ("",) where none were kept, and (documents,) the language of each as a place in them."""
+        self.byte_lengths = members[0].byte_lengths
         """(V,): bytes of UTF-8 of each id, 0 for the reserved ones."""
+        self._members = members
+        self._starts = [0, *np.cumsum([len(m.source_ids) for m in members]).tolist()]
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
         """Open a folder; `DataError` with the reason when it is missing, incomplete, damaged or of another schema."""
         folder = Path(folder)
         index = _read_index(folder)
-        for name, said in index["files"].items():
-            try:
-                size = (folder / name).stat().st_size
-            except OSError as error:
-                raise DataError(f"{folder} lacks {name}, which its index lists; {_AGAIN}") from error
-            if size != said["bytes"]:
-                raise DataError(f"{folder / name} has {size:,} bytes, its index says {said['bytes']:,}; {_AGAIN}")
-        try:
-            shards = cls(folder, index)
-        except OSError as error:
-            raise_for_os_error(error, "reading", folder)
-        if sum(said["bytes"] for said in index["files"].values()) <= VERIFY_BYTES:
+        members = [_Member.open(folder / part["folder"]) for part in index.get("parts", [{"folder": "."}])]
+        for member, part in zip(members, index.get("parts", []), strict=False):
+            if member.fingerprint != part["fingerprint"]:
+                raise DataError(f"{member.folder} has changed since {folder} was packed; run oriole data pack again")
+        shards = cls(folder, index, members)
+        if sum(m.bytes for m in members) <= VERIFY_BYTES:
             shards.verify()
         return shards
 
     def verify(self) -> None:
         """Read every file and compare its hash with the index; `DataError` names one that has changed."""
-        for name, said in self._files.items():
-            if xxhash.xxh3_64_hexdigest(self._map(name, "u1").data) != said["xxh3"]:
-                raise DataError(f"{self.folder / name} is damaged: its content has changed; {_AGAIN}")
+        for member in self._members:
+            member.verify()
 
     def __len__(self) -> int:
         """The number of documents."""
@@ -164,22 +158,98 @@ class Shards:
         """Ids (n,) and loss mask (n,) of document `i`: read-only slices, nothing is copied."""
         if not 0 <= i < len(self.source_ids):
             raise IndexError(f"document {i} of {len(self)}")
-        start, end = self._offsets[i], self._offsets[i + 1]
-        return self._tokens[start:end], (self._ones[: end - start] if self._mask is None else self._mask[start:end])
+        if len(self._members) == 1:
+            return self._members[0].doc(i)
+        k = bisect_right(self._starts, i) - 1
+        return self._members[k].doc(i - self._starts[k])
 
     def source(self, i: int) -> str:
         """The name of document `i`'s source."""
         return self.sources[int(self.source_ids[i])]
 
+    def lang(self, i: int) -> str:
+        """Document `i`'s language, "" where it was not kept."""
+        return self.langs[int(self.lang_ids[i])]
+
+    def where(self, *, source: str | None = None, lang: str | None = None) -> NDArray[np.int64]:
+        """The numbers of the documents of that source and that language: what a `View` of them is made of."""
+        chosen = np.ones(len(self), bool)
+        for name, names, ids in ((source, self.sources, self.source_ids), (lang, self.langs, self.lang_ids)):
+            if name is not None:
+                chosen &= ids == names.index(name) if name in names else False
+        return np.flatnonzero(chosen)
+
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """(documents,): tokens of each."""
-        return np.diff(self._offsets)
+        return np.concatenate([np.diff(m.offsets) for m in self._members])
+
+    def token_runs(self) -> Iterator[tuple[Ids, NDArray[np.int64]]]:
+        """(ids (n,), offsets (docs + 1,)) of one folder of tokens after the other, for whoever counts them all."""
+        for member in self._members:
+            yield member.tokens, member.offsets
+
+
+def _joined(
+    members: Sequence[tuple[tuple[str, ...], NDArray[Any]]], dtype: type[Any]
+) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """The names of all members, each once, and the members' places in their own names as places in these."""
+    if len(members) == 1:
+        return members[0]
+    names = {name: place for place, name in enumerate(dict.fromkeys(n for own, _ in members for n in own))}
+    places = [np.array([names[n] for n in own], dtype)[ids] for own, ids in members]
+    return tuple(names), np.concatenate(places)
+
+
+@final
+class _Member:
+    """The arrays of one folder of tokens."""
+
+    def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint: str = index["fingerprint"]
+        self.sources = tuple(index["sources"])
+        self.langs = tuple(index.get("langs", ("",)))
+        self._files: Mapping[str, Mapping[str, Any]] = index["files"]
+        self.bytes: int = sum(said["bytes"] for said in self._files.values())
+        self.tokens: Ids = self._map("tokens.bin", "<u2" if index["vocab_size"] <= 65_536 else "<u4")
+        self._mask: Mask | None = self._map("mask.bin", "u1") if "mask.bin" in self._files else None
+        self.offsets: NDArray[np.int64] = self._map("offsets.bin", "<i8")
+        self.source_ids: NDArray[np.uint16] = self._map("sources.bin", "<u2")
+        self.byte_lengths: NDArray[np.int32] = self._map("byte_lengths.bin", "<i4")
+        kept = "langs.bin" in self._files
+        self.lang_ids: NDArray[np.uint8] = (
+            self._map("langs.bin", "u1") if kept else np.zeros(len(self.source_ids), "u1")
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        index = _read_index(folder)
+        for name, said in index["files"].items():
+            try:
+                size = (folder / name).stat().st_size
+            except OSError as error:
+                raise DataError(f"{folder} lacks {name}, which its index lists; {_AGAIN}") from error
+            if size != said["bytes"]:
+                raise DataError(f"{folder / name} has {size:,} bytes, its index says {said['bytes']:,}; {_AGAIN}")
+        try:
+            return cls(folder, index)
+        except OSError as error:
+            raise_for_os_error(error, "reading", folder)
+
+    def verify(self) -> None:
+        for name, said in self._files.items():
+            if xxhash.xxh3_64_hexdigest(self._map(name, "u1").data) != said["xxh3"]:
+                raise DataError(f"{self.folder / name} is damaged: its content has changed; {_AGAIN}")
+
+    def doc(self, i: int) -> tuple[Ids, Mask]:
+        start, end = self.offsets[i], self.offsets[i + 1]
+        return self.tokens[start:end], (self._ones[: end - start] if self._mask is None else self._mask[start:end])
 
     @cached_property
     def _ones(self) -> Mask:
         """The mask of the longest document where all are ones."""
-        ones = np.ones(int(self.lengths.max()), np.uint8)
+        ones = np.ones(int(np.diff(self.offsets).max()), np.uint8)
         ones.flags.writeable = False
         return ones
 

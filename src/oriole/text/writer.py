@@ -111,15 +111,18 @@ class _File:
 class Writer:
     """The growing files of one shards folder."""
 
-    def __init__(self, folder: Path, tok: Tokenizer) -> None:
+    def __init__(self, folder: Path, tok: Tokenizer, *, langs: bool = False) -> None:
+        """`langs`: the language of each document is kept, too."""
         self.folder, self.tok = folder, tok
         self.vocab_size = tok.vocab_size
         self.dtype = np.dtype("<u2") if self.vocab_size <= 65_536 else np.dtype("<u4")
         self.docs = self.tokens = self.trained = 0
         self.sources: dict[str, int] = {}
+        self.langs: dict[str, int] | None = {} if langs else None
         self._rows: list[NDArray[np.int64]] = []
         self._masks: list[NDArray[np.uint8] | None] = []
         self._source_ids: list[int] = []
+        self._lang_ids: list[int] = []
         self._waiting = 0
         self._files: dict[str, _File] = {}
         self._open("offsets.bin").write(np.zeros(1, "<i8"))
@@ -133,7 +136,7 @@ class Writer:
                 raise_for_os_error(error, "writing", self.folder / name)
         return self._files[name]
 
-    def add(self, ids: Sequence[int], mask: Sequence[int] | None, source: str) -> None:
+    def add(self, ids: Sequence[int], mask: Sequence[int] | None, source: str, lang: str = "") -> None:
         """Take one row; it is written with the next ones."""
         if len(ids) == 0:
             return
@@ -145,6 +148,8 @@ class Writer:
         if number > 65_535:
             raise DataError("the data names more than 65,536 different sources; give documents of one kind one name")
         self._source_ids.append(number)
+        if self.langs is not None:
+            self._lang_ids.append(self.langs.setdefault(lang, len(self.langs)))
         self.docs += 1
         self._waiting += len(ids)
         if self._waiting >= FLUSH_TOKENS or len(self._rows) >= FLUSH_TOKENS // 8:
@@ -169,11 +174,13 @@ class Writer:
             self._open("tokens.bin").write(ids.astype(self.dtype))
             self._open("offsets.bin").write((self.tokens + np.cumsum(lengths)).astype("<i8"))
             self._open("sources.bin").write(np.array(self._source_ids, "<u2"))
+            if self.langs is not None:
+                self._open("langs.bin").write(np.array(self._lang_ids, "u1"))
         except OSError as error:
             raise_for_os_error(error, "writing shards to", self.folder)
         self.tokens += len(ids)
         self.trained += len(ids) - untrained
-        self._rows, self._masks, self._source_ids, self._waiting = [], [], [], 0
+        self._rows, self._masks, self._source_ids, self._lang_ids, self._waiting = [], [], [], [], 0
 
     def finish(self) -> None:
         """Write what is left and the index, all of it safe on disk afterwards."""
@@ -192,6 +199,7 @@ class Writer:
                 "tokens": self.tokens,
                 "trained_tokens": self.trained,
                 "sources": list(self.sources),
+                **({} if self.langs is None else {"langs": list(self.langs)}),
                 "files": {name: file.sync() for name, file in sorted(self._files.items())},
             }
             index["fingerprint"] = fingerprint(index)
