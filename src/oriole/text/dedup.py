@@ -286,8 +286,8 @@ def _near(
     ]
     job.run("near", sketches.verify, pieces, "comparing candidates")
     good = np.concatenate([np.load(out) for out in checked])
-    for stale in folder.glob("*.grams"):  # the bulky ones; `duplicates.json` is all that a rerun needs
-        stale.unlink(missing_ok=True)
+    for stale in {*folder.glob("*.grams"), *folder.glob("checked-*.npy")} - {*checked}:
+        stale.unlink(missing_ok=True)  # the bulky ones (`duplicates.json` is all that a rerun needs), and older ones
     left = np.searchsorted(known, (good >> np.uint64(32)).astype(np.int64))
     right = np.searchsorted(known, (good & np.uint64(0xFFFFFFFF)).astype(np.int64))
     groups = _groups(left, right, len(known))

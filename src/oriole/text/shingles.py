@@ -52,6 +52,12 @@ class Grams:
     """One for each n-gram (n,)."""
     rows: NDArray[np.int64]
     """Where each text's n-grams start among `hashes`, and behind the last of them (texts + 1,)."""
+    tokens: NDArray[np.int64]
+    """Where each token begins in the batch (tokens,)."""
+    first: NDArray[np.int64]
+    """Which token is the first of each text (texts,)."""
+    begins: NDArray[np.int64]
+    """Where each text begins in the batch (texts,)."""
 
     def of(self, row: int) -> U64:
         """The n-grams of one text."""
@@ -60,6 +66,12 @@ class Grams:
     def set_of(self, row: int) -> U64:
         """The distinct n-grams of one text, sorted."""
         return np.unique(self.of(row))
+
+    def places(self, row: int) -> NDArray[np.int64]:
+        """Where in the text each of its n-grams begins."""
+        first, count = self.first[row], self.rows[row + 1] - self.rows[row]
+        places: NDArray[np.int64] = self.tokens[first : first + count] - self.begins[row]
+        return places
 
 
 def batches(items: Iterable[tuple[T, str]]) -> Iterator[tuple[list[T], list[str]]]:
@@ -81,7 +93,8 @@ def batches(items: Iterable[tuple[T, str]]) -> Iterator[tuple[list[T], list[str]
 def grams(texts: Sequence[str], n: int) -> Grams:
     """The hashes of the n-grams of each text; memory is about 50 bytes for each character of all texts together."""
     if not texts:
-        return Grams(np.empty(0, np.uint64), np.zeros(1, np.int64))
+        none = np.empty(0, np.int64)
+        return Grams(np.empty(0, np.uint64), np.zeros(1, np.int64), none, none, none)
     texts = [text if len(text) <= LONGEST else text[:LONGEST] for text in texts]
     values, kinds, _ = _tables()
     # "\n" before each text: a token of one never runs on into the next, and every position has one before it.
@@ -120,23 +133,31 @@ def grams(texts: Sequence[str], n: int) -> Grams:
         hashed[at], kept[at] = whole, True
     rows = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.where(counts > 0, np.maximum(counts - n + 1, 1), 0), out=rows[1:])
-    return Grams(_mixed(hashed[kept]), rows)
+    return Grams(_mixed(hashed[kept]), rows, starts, bounds[:-1], begins[:-1] + 1)
 
 
-def tokens(text: str) -> list[tuple[str, int, int]]:
-    """(token in lower case, where it begins, where it ends) of each token: what `grams` hashes, one after another."""
+def tokens(text: str, begin: int = 0, count: int = -1) -> list[tuple[str, int, int]]:
+    """(token in lower case, where it begins, where it ends) of each token from `begin` on, or of the first `count`.
+
+    What `grams` hashes, one after another.
+    """
     _, kinds, folded = _tables()
     out: list[tuple[str, int, int]] = []
-    before = 0
-    for place, char in enumerate(text):
-        point = min(ord(char), _LAST)
-        kind = int(kinds[point])
-        if kind == 1 and before == 1:
-            word, begin, _ = out[-1]
-            out[-1] = (word + chr(folded[point]), begin, place + 1)
-        elif kind:
+    word, start, place = "", 0, begin
+    for place in range(begin, len(text) + 1):
+        point = min(ord(text[place]), _LAST) if place < len(text) else _LAST
+        kind = kinds[point]
+        if word and kind != 1:
+            out.append((word, start, place))
+            word = ""
+        if len(out) == count:
+            return out
+        if kind == 1:
+            word, start = word + chr(folded[point]), start if word else place
+        elif kind == 2:
             out.append((chr(folded[point]), place, place + 1))
-        before = kind
+            if len(out) == count:
+                return out
     return out
 
 

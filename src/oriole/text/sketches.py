@@ -48,6 +48,8 @@ def rows(path: Path, wanted: Sequence[int] | None = None) -> Iterator[tuple[int,
     """(line from 0, text) of each record, or of those on the `wanted` lines, which ascend; others are not parsed."""
     ahead = iter(wanted) if wanted is not None else None
     following = next(ahead, -1) if ahead is not None else 0
+    if following < 0 or path.stat().st_size == 0:
+        return
     for number, line in lines(path):
         if ahead is not None:
             if number - 1 != following:
