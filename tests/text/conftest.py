@@ -2,9 +2,12 @@
 
 import os
 import random
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.append(str(Path(__file__).parent))  # for webserver.py, which two files share
 
 import pytest
 
