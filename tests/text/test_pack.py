@@ -164,10 +164,10 @@ def test_held_out_files_of_a_cleaned_folder_stay_apart(data: Path, tokenizer: Pa
     made = pack([clean], out, PackConfig(tokenizer=tokenizer, workers=1))
     assert made["documents"] == 200 + 120 and made["heldout"]["documents"] == 1
     assert "Kept apart." not in [r[0] for r in rows(Shards.open(out))]
-    with pytest.raises(ConfigError, match="leave out holdout="):
-        pack([clean], out, PackConfig(tokenizer=tokenizer, holdout=0.1))
+    with pytest.raises(ConfigError, match="leave out heldout="):
+        pack([clean], out, PackConfig(tokenizer=tokenizer, heldout=0.1))
     # a held-out file that is named itself is data like any other
-    alone = pack([clean / "heldout"], data.parent / "val", PackConfig(tokenizer=tokenizer, holdout=0))
+    alone = pack([clean / "heldout"], data.parent / "val", PackConfig(tokenizer=tokenizer, heldout=0))
     assert alone["documents"] == 1
 
 
@@ -175,9 +175,19 @@ def test_namesakes_get_folders_of_their_own(tmp_path: Path, tokenizer: Path) -> 
     for folder, text in (("a", "first"), ("b", "second")):
         write_jsonl(tmp_path / folder / "tokenizer.jsonl", [{"text": text}])
     out = tmp_path / "packed"
-    made = pack([tmp_path / "a", tmp_path / "b"], out, PackConfig(tokenizer=tokenizer, holdout=0))
+    made = pack([tmp_path / "a", tmp_path / "b"], out, PackConfig(tokenizer=tokenizer, heldout=0))
     assert [f["name"] for f in made["files"]] == ["tokenizer-2", "tokenizer-3"]
     assert len(Shards.open(out)) == 2
+
+
+def test_the_pages_of_a_folder_are_packed_together(tmp_path: Path, tokenizer: Path) -> None:
+    for n in range(30):
+        (tmp_path / "pages" / f"{n % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pages" / f"{n % 2}" / f"{n}.txt").write_text(f"Page {n}.")
+    write_jsonl(tmp_path / "pages" / "1" / "5.jsonl", [{"text": "a file of its own"}])
+    made = pack([tmp_path / "pages"], tmp_path / "packed", PackConfig(tokenizer=tokenizer, heldout=0, workers=1))
+    assert [(f["name"], f["train"]["documents"]) for f in made["files"]] == [("0", 15), ("1", 12), ("5", 1), ("1-2", 3)]
+    assert len(Shards.open(tmp_path / "packed")) == 31
 
 
 def test_bad_records_stop_the_work_or_are_counted(data: Path, tokenizer: Path) -> None:

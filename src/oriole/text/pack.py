@@ -26,8 +26,8 @@ from pydantic import Field
 from oriole.config import Config
 from oriole.errors import ConfigError, DataError, raise_for_os_error
 from oriole.text.clean import language, normalise
-from oriole.text.files import Skipped, expand, plain_stem
 from oriole.text.formats import read_chats, read_docs
+from oriole.text.paths import Skipped, expand, file_kind, plain_stem
 from oriole.text.records import Doc
 from oriole.text.shards import batches, held_out
 from oriole.text.template import Chat, render
@@ -41,6 +41,9 @@ Kind = Literal["text", "chat"]
 HELDOUT = "heldout"
 HOLDOUT = 0.005
 """The share of documents held out where nothing was said and the inputs hold no held-out files of their own."""
+PAGES = ("text", "html", "pdf")
+"""Kinds of files that are mostly one document each."""
+GROUP_BYTES = 64 << 20
 
 
 class PackConfig(Config):
@@ -50,7 +53,7 @@ class PackConfig(Config):
     """A folder with a tokenizer.json, or a run that has one."""
     kind: Literal["auto", "text", "chat"] = "auto"
     """text: every token is trained on; chat: only the assistant's words; auto: by the first record of each file."""
-    holdout: float | None = Field(None, ge=0, lt=0.5)
+    heldout: float | None = Field(None, ge=0, lt=0.5)
     """Share of documents held out for validation by a hash of their text; by default 0.005, and nothing where the
     inputs are a cleaned folder with held-out files of its own."""
     skip_bad: bool = False
@@ -70,9 +73,9 @@ def pack(inputs: Sequence[str | Path], out: Path, config: PackConfig) -> dict[st
     tok = load_tokenizer(config.tokenizer)
     files = _inputs(inputs, out)
     own = any(held for _, held in files)
-    if own and config.holdout:
-        raise ConfigError("the inputs hold held-out files of their own, so leave out holdout=, or name single files")
-    holdout = config.holdout if config.holdout is not None else (0.0 if own else HOLDOUT)
+    if own and config.heldout:
+        raise ConfigError("the inputs hold held-out files of their own, so leave out heldout=, or name single files")
+    holdout = config.heldout if config.heldout is not None else (0.0 if own else HOLDOUT)
     done = out / ".done"
     if out.exists() and not done.is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already and was not made by oriole data pack; choose another folder")
@@ -81,13 +84,13 @@ def pack(inputs: Sequence[str | Path], out: Path, config: PackConfig) -> dict[st
 
     sizes: dict[str, int] = {}
     pieces = []
-    for name, path, held in _named(files):
-        stat = path.stat()
-        sizes[name] = stat.st_size
+    for name, paths, held in _named(_grouped(files)):
+        stats = [(str(path.absolute()), path.stat()) for path in paths]
+        sizes[name] = sum(stat.st_size for _, stat in stats)
         settings = (config.kind, holdout, held, config.skip_bad)
-        made_from = [SCHEMA, tok.fingerprint(), *settings, str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+        made_from = [SCHEMA, tok.fingerprint(), *settings, *((p, s.st_size, s.st_mtime_ns) for p, s in stats)]
         key = xxhash.xxh3_128_hexdigest(json.dumps(made_from).encode())
-        pieces.append(Piece(name, key, (str(path), str(out), name, str(out / "tokenizer"), *settings)))
+        pieces.append(Piece(name, key, (list(map(str, paths)), str(out), name, str(out / "tokenizer"), *settings)))
     _forget(out, set(sizes))
     pieces.sort(key=lambda p: -sizes[p.name])  # the longest first, so that no worker is left alone with it at the end
     answers = run_pieces(pack_file, pieces, done, engine=config.engine, workers=config.workers, what="packing")
@@ -132,15 +135,35 @@ def _inputs(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, bool]]:
     return sorted(found.values())
 
 
-def _named(files: Iterable[tuple[Path, bool]]) -> Iterator[tuple[str, Path, bool]]:
-    """(name, file, whether held out): the names of the folders, each once."""
+Group = tuple[Path, ...]
+"""One file, or several that each hold one document."""
+
+
+def _grouped(files: Sequence[tuple[Path, bool]]) -> Iterator[tuple[Group, bool]]:
+    """Files as pieces of work: the pages of a folder, which may be a hundred thousand, by the 64 MB."""
+    for (_, held, pages), run in itertools.groupby(files, key=lambda f: (f[0].parent, f[1], file_kind(f[0]) in PAGES)):
+        group: list[Path] = []
+        size = 0
+        for path, _ in run:
+            group.append(path)
+            size += path.stat().st_size
+            if not pages or size >= GROUP_BYTES:
+                yield tuple(group), held
+                group, size = [], 0
+        if group:
+            yield tuple(group), held
+
+
+def _named(groups: Iterable[tuple[Group, bool]]) -> Iterator[tuple[str, Group, bool]]:
+    """(name, files, whether held out): the names of the folders, each once."""
     taken = {HELDOUT, "tokenizer", "index.json"}
-    for path, held in files:
-        stem = (plain_stem(path).lstrip(".") or "data") + (f"-{HELDOUT}" if held else "")
+    for paths, held in groups:
+        stem = plain_stem(paths[0]) if len(paths) == 1 else paths[0].absolute().parent.name
+        stem = (stem.lstrip(".") or "data") + (f"-{HELDOUT}" if held else "")
         names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
         name = next(n for n in names if n not in taken)
         taken.add(name)
-        yield name, path, held
+        yield name, paths, held
 
 
 def find_kind(path: Path) -> Kind:
@@ -162,7 +185,7 @@ def find_kind(path: Path) -> Kind:
 
 
 def pack_file(
-    path: str,
+    paths: Sequence[str],
     out: str,
     name: str,
     tokenizer: str,
@@ -171,15 +194,15 @@ def pack_file(
     held: bool,
     skip_bad: bool,
 ) -> dict[str, Any]:
-    """Write the shards of one file, those held out apart; what it held, as counts."""
+    """Write the shards of one file, or of one group of pages, those held out apart; what it held, as counts."""
     tok = _tokenizer(tokenizer)
     skipped = Skipped() if skip_bad else None
-    kind = find_kind(Path(path)) if kind == "auto" else kind
+    kind = find_kind(Path(paths[0])) if kind == "auto" else kind
     match kind:
         case "text":
-            rows = _text_rows(read_docs(path, skip_bad=skipped), tok)
+            rows = _text_rows(read_docs(paths, skip_bad=skipped), tok)
         case "chat":
-            rows = _chat_rows(read_chats(path, skip_bad=skipped), tok)
+            rows = _chat_rows(read_chats(paths, skip_bad=skipped), tok)
     halves = {"train": Path(out) / name, HELDOUT: Path(out) / HELDOUT / name}
     for folder in halves.values():
         _clear(folder)
