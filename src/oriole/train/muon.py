@@ -50,21 +50,33 @@ class Muon:
 
         W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / columns)) U V^T, with Nesterov momentum.
         """
-        good = 1 - bad
-        nesterov = []
-        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
-            # A parameter without gradient has one of zeros. Infinite times zero is not zero: hence where.
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / divisor
-            gradient = torch.where(bad > 0, momentum, gradient)
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            nesterov.append(gradient.lerp(momentum, MOMENTUM))
-            parameter.mul_(1 - lr * weight_decay * good)
+        nesterov = [
+            # A parameter without gradient has one of zeros.
+            _mix(torch.zeros_like(p) if p.grad is None else p.grad, momentum, divisor, bad)
+            for p, momentum in zip(self.parameters, self.momentum, strict=True)
+        ]
+        keep, rate = (1 - lr * weight_decay * (1 - bad)), lr * (1 - bad)
         for parts in self._by_shape.values():
             wide = [_wide(nesterov[p.place][p.start : p.start + p.rows]) for p in parts]
             for part, update in zip(parts, orthogonalise(torch.stack(wide)), strict=True):
                 rows = self.parameters[part.place][part.start : part.start + part.rows]
-                scale = lr * max(1.0, part.rows / rows.shape[1]) ** 0.5
-                rows.sub_(good * scale * (update if part.rows <= rows.shape[1] else update.mT))
+                scale = rate * max(1.0, part.rows / rows.shape[1]) ** 0.5
+                _apply(rows, update if part.rows <= rows.shape[1] else update.mT, keep, scale)
+
+
+def _mix(gradient: Tensor, momentum: Tensor, divisor: Tensor, bad: Tensor) -> Tensor:
+    """Moves the momentum in place and gives Nesterov's look ahead, in bf16, both as they were where `bad` is not zero.
+
+    Infinite times zero is not zero: hence `where`.
+    """
+    gradient = torch.where(bad > 0, momentum, gradient / divisor)
+    momentum.lerp_(gradient, 1 - MOMENTUM)
+    return gradient.lerp(momentum, MOMENTUM).bfloat16()
+
+
+def _apply(weight: Tensor, update: Tensor, keep: Tensor, scale: Tensor) -> None:
+    """weight <- keep weight - scale update, in place."""
+    weight.copy_(keep * weight - scale * update.to(weight.dtype))
 
 
 def _wide(matrix: Tensor) -> Tensor:
