@@ -1,20 +1,23 @@
-"""One JSON value to a `Doc`, `Chat` or `Preference`: all that is known about how others spell a record.
+"""One JSON value or table row to a `Doc`, `Chat`, `Preference` or `Feedback`: how others spell a record.
 
 What a record must hold stands in `text.formats`, which reads files of them. One that does not fit raises `Misfit` with
-what was expected and the likeliest reason.
+what was expected and the likeliest reason. Single messages are `text.turns`' matter.
 """
 
+import ast
 import difflib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from oriole.text.template import Chat, Message, Preference, Role, ToolCall
+from oriole.text import rendered
+from oriole.text.template import Chat, Message, Preference, Role
+from oriole.text.turns import Misfit, Record, from_rendered, kind, quoted, read_messages, read_tools
 
-__all__ = ["ANSWER", "ASK", "Doc", "Misfit", "Record", "chat", "doc", "preference"]
-
-Record = Mapping[str, Any]
+__all__ = [
+    "ANSWER", "ASK", "KNOWN", "Doc", "Feedback", "Misfit", "Record", "chat", "dice", "doc", "docs", "feedback",
+    "preference",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,48 +29,86 @@ class Doc:
     source: str = ""
 
 
-_CONVERSATION = ("conversations", "messages", "conversation")
-ASK = ("instruction", "prompt", "query", "question")
-ANSWER = ("output", "response", "answer", "completion")
-_ROLES: dict[str, Role | Literal["call"]] = {
-    "system": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant",
-    "tool": "tool", "observation": "tool", "function": "tool", "tool_response": "tool",
-    "tool_call": "call", "function_call": "call",
-}  # fmt: skip
+@dataclass(frozen=True)
+class Feedback:
+    """One way to go on from `prompt`, which people called good or not: unpaired, as KTO learns from it."""
 
-_Wanted = Literal["doc", "chat", "preference"]
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    good: bool
+    source: str = ""
+    lang: str = ""
+
+
+_CONVERSATION = ("conversations", "messages", "conversation")
+ASK = ("instruction", "prompt", "query", "question", "q")
+ANSWER = ("output", "response", "answer", "completion", "a")
+_TITLED = ("title", "desc", "ask")
+_LABEL = ("label", "kto_tag")
+KNOWN = frozenset((
+    *_CONVERSATION, *ASK, *ANSWER, *_TITLED, *_LABEL, "text", "input", "history", "system", "tools", "chosen",
+    "rejected", "content", "star", "answer_id", "qid", "sections", "summary", "source", "lang",
+))  # fmt: skip
+"""Every name that any of the readers looks for: what need be read of a table with more columns."""
+
+_Wanted = Literal["doc", "chat", "preference", "feedback"]
 _KEYS: dict[_Wanted, tuple[str, ...]] = {
     "doc": ("text",),
-    "chat": (*_CONVERSATION, *ASK, *ANSWER),
+    "chat": (*_CONVERSATION, *ASK[:-1], *ANSWER[:-1]),
     "preference": ("prompt", "chosen", "rejected"),
+    "feedback": ("prompt", "completion", "label", "kto_tag"),
 }
 _EXPECTED: dict[_Wanted, str] = {
     "doc": "'text'",
     "chat": "'conversations' or 'messages', 'instruction' and 'output', 'prompt' and 'response', "
-    "'query' and 'response', or 'question' and 'answer'",
+    "'query' and 'response', 'question' and 'answer', or 'title' and 'answer'",
     "preference": "'prompt', 'chosen' and 'rejected', or 'chosen' and 'rejected' as message lists that begin alike",
+    "feedback": "'prompt', 'completion' and 'label', or a chat with 'kto_tag'",
 }
 _NAMES: dict[_Wanted, str] = {
     "doc": "running text, as pretraining reads it",
     "chat": "a chat, as fine-tuning reads it",
     "preference": "a preference pair, as preference training reads it",
+    "feedback": "feedback on single answers, as preference training reads it",
 }
 
+ALIKE = 0.9
+"""Dice similarity from which a question's title and description say the same (ChatLM's raw_data_process.py)."""
 
-class Misfit(Exception):
-    """Why a record does not fit; the reader adds file and line."""
+
+# --- running text ----------------------------------------------------------------------------------------------------
 
 
 def doc(value: Any) -> Doc:
-    """`{"text"}` as a document."""
+    """`{"text"}` as a document, exactly as it stands."""
     record = _object(value, "doc")
-    if "text" not in record:
+    text = _encyclopedia(record) if "text" not in record and "sections" in record else record.get("text")
+    if "text" not in record and text is None:
         raise _unknown(record, "doc")
-    text = record["text"]
     if not isinstance(text, str):
-        raise Misfit(f"'text' is {_kind(text)}; it must be a string")
+        raise Misfit(f"'text' is {kind(text)}; it must be a string")
     return Doc(text, _lang(record), _source(record))
+
+
+def docs(value: Any) -> list[Doc]:
+    """`{"text"}` as documents: several, and without the marks, where the text was rendered for some model."""
+    whole = doc(value)
+    if not rendered.is_rendered(whole.text):
+        return [whole]
+    return [Doc(text, whole.lang, whole.source) for text in rendered.documents(whole.text)]
+
+
+def _encyclopedia(record: Record) -> str:
+    """An entry of Baidu-baike as Phi2-mini-Chinese reads it: title, summary, and sections of title and content."""
+    parts = [record.get("title"), record.get("summary")]
+    sections = record["sections"]
+    if not isinstance(sections, list):
+        raise Misfit(f"'sections' is {kind(sections)}; it must be a list of objects with 'title' and 'content'")
+    for section in sections:
+        if not isinstance(section, dict):
+            raise Misfit(f"a section is {kind(section)}; it must be an object with 'title' and 'content'")
+        parts += [section.get("title"), section.get("content")]
+    return "\n".join(part for part in parts if isinstance(part, str) and part.strip())
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
@@ -76,30 +117,80 @@ def doc(value: Any) -> Doc:
 def chat(value: Any) -> Chat:
     """A record of any of the chat formats, with at least one assistant's turn."""
     record = _object(value, "chat")
+    if ("chosen" in record and not _ends_with_answer(record)) or _is_feedback(record):
+        raise _unknown(record, "chat")
+    messages, tools = _conversation(record)
+    if not any(m.role == "assistant" for m in messages):
+        raise Misfit("no turn is the assistant's, so there is nothing to learn; give at least one")
+    return Chat(tuple(messages), tools, _source(record), _lang(record))
+
+
+def _ends_with_answer(record: Record) -> bool:
+    """Whether a record with a pair of answers also has a conversation that is whole without them."""
+    turns = _first(record, _CONVERSATION)
+    messages = read_messages(record[turns])[0] if turns is not None else []
+    return bool(messages) and messages[-1].role == "assistant"
+
+
+def _is_feedback(record: Record) -> bool:
+    return record.get("kto_tag") is not None or ("completion" in record and record.get("label") is not None)
+
+
+def _conversation(record: Record) -> tuple[list[Message], tuple[dict[str, Any], ...]]:
+    """The messages and tools of a record, whichever way it spells them."""
     ask, answer = _first(record, ASK), _first(record, ANSWER)
     tools: tuple[dict[str, Any], ...] = ()
     if (turns := _first(record, _CONVERSATION)) is not None:
-        messages, tools = _messages(record[turns])
-        if "chosen" in record and messages and messages[-1].role != "assistant":  # the answers are in the pair
-            raise _unknown(record, "chat")
-    elif "chosen" in record or ask is None or answer is None:
+        messages, tools = read_messages(record[turns])
+    elif ask is None and (said := from_rendered(record.get("text"))):
+        messages, tools = read_messages(said)
+    elif ask is None and _first(record, _TITLED) is not None and (key := answer or _article(record)):
+        messages = [Message("user", _titled(record)), *_turns(record[key], "assistant", key)]
+    elif ask is None or answer is None:
         raise _unknown(record, "chat")
+    elif isinstance(record[ask], str) and (said := rendered.belle_turns(record[ask])):
+        messages = [*read_messages(said)[0], *_turns(record[answer], "assistant", answer)]
     else:
         messages = [*_asked(record, ask), *_turns(record[answer], "assistant", answer)]
-    messages = _with_system(record, messages)
-    if not any(m.role == "assistant" for m in messages):
-        raise Misfit("no turn is the assistant's, so there is nothing to learn; give at least one")
-    return Chat(tuple(messages), _tools(record.get("tools")) or tools, _source(record), _lang(record))
+    return _with_system(record, messages), read_tools(record.get("tools")) or tools
+
+
+def _article(record: Record) -> str | None:
+    """webtext2019zh calls the answer "content"; so do news, which are no answers and have no such number or stars."""
+    return "content" if "content" in record and _first(record, ("star", "answer_id", "qid")) is not None else None
+
+
+def _titled(record: Record) -> str:
+    """The question of baike_qa2019, webtext2019zh, the medical sets or TFChat: a title, a description, or both."""
+    title, more = (_string(record, keys) for keys in (("title",), ("desc", "ask")))
+    if not (title or more):
+        raise Misfit("its title and its description are both empty; give a question or remove the record")
+    if title in more or not title:
+        return more
+    if more in title or dice(title, more) >= ALIKE:
+        return max(title, more, key=len)
+    return f"{title}\n{more}"
+
+
+def _string(record: Record, keys: Sequence[str]) -> str:
+    key = _first(record, keys)
+    value = record[key] if key is not None else ""
+    if not isinstance(value, str):
+        raise Misfit(f"'{key}' is {kind(value)}; it must be a string")
+    return value.strip()
+
+
+def dice(a: str, b: str) -> float:
+    """Dice similarity of the sets of characters of two texts, from 0 to 1: 2 |A and B| / (|A| + |B|)."""
+    left, right = set(a), set(b)
+    return 2 * len(left & right) / (len(left) + len(right)) if left or right else 1.0
 
 
 def _asked(record: Record, key: str) -> list[Message]:
     """What comes before an answer in records of Alpaca's kind: history and the question with its input."""
     out: list[Message] = []
-    history = record.get("history") or []
-    if not isinstance(history, list):
-        raise Misfit(f"'history' is {_kind(history)}; it must be a list of [question, answer] pairs")
-    for pair in history:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
+    for pair in _history(record.get("history")):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
             raise Misfit("'history' must be a list of [question, answer] pairs of strings")
         out += [Message("user", pair[0]), Message("assistant", pair[1])]
     ask, extra = record[key], record.get("input") or ""
@@ -110,130 +201,35 @@ def _asked(record: Record, key: str) -> list[Message]:
     return out + _turns(ask, "user", key)
 
 
+def _history(value: Any) -> list[Any]:
+    """The history of a record: a list, or in old MiniMind's csv files the way Python writes one."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise Misfit("'history' is a string that is no list of [question, answer] pairs") from None
+    if not isinstance(value or [], list):
+        raise Misfit(f"'history' is {kind(value)}; it must be a list of [question, answer] pairs")
+    return value or []
+
+
 def _turns(value: Any, role: Role, key: str) -> list[Message]:
     """The messages of a field that may be one string, one message or a list of messages."""
     match value:
         case str() if value.strip():
-            return _messages([{"role": role, "content": value}])[0]
+            return read_messages(from_rendered(value) or [{"role": role, "content": value}])[0]
         case str():
             raise Misfit(f"'{key}' is empty")
         case dict():
-            return _messages([value])[0]
+            return read_messages([value])[0]
+        case [str() as only]:  # TFChat
+            return _turns(only, role, key)
+        case list() if value and all(isinstance(item, str) for item in value):
+            raise Misfit(f"'{key}' holds {len(value)} texts; give one")
         case list():
-            return _messages(value)[0]
+            return read_messages(value)[0]
         case _:
-            raise Misfit(f"'{key}' is {_kind(value)}; it must be a string or a list of messages")
-
-
-def _messages(turns: Any) -> tuple[list[Message], tuple[dict[str, Any], ...]]:
-    """The messages of a list of turns, and the tools that one of them carries."""
-    turns = _json(turns, "the conversation")
-    if not isinstance(turns, list) or not turns:
-        raise Misfit(f"the conversation is {_kind(turns)}; it must be a list of messages")
-    out: list[Message] = []
-    tools: tuple[dict[str, Any], ...] = ()
-    for n, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise Misfit(f"message {n} is {_kind(turn)}; it must be an object with 'role' and 'content'")
-        word = turn.get("role", turn.get("from"))
-        role = _ROLES.get(word.strip().lower()) if isinstance(word, str) else None
-        if role is None:
-            raise Misfit(f"message {n} has {_role_fault(turn, word)}")
-        tools = _tools(turn.get("tools")) or tools
-        raw = turn.get("content", turn.get("value"))
-        calls = _calls(turn.get("tool_calls") or turn.get("function_call"), n)
-        if role == "call":
-            calls, raw, role = (*_calls(raw, n), *calls), "", "assistant"
-            if not calls:
-                raise Misfit(f'message {n} is a tool call without a name; give {{"name", "arguments"}}')
-            if out and out[-1].role == "assistant":  # what was said before the call, or one of several calls
-                out[-1] = replace(out[-1], tool_calls=out[-1].tool_calls + calls)
-                continue
-        message = _message(turn, role, _content(raw, n, optional=bool(calls)), calls, n)
-        if message.role != "system" or message.content.strip():  # an empty one says nothing
-            out.append(message)
-    return out, tools
-
-
-def _message(turn: Record, role: Role, content: str, calls: tuple[ToolCall, ...], n: int) -> Message:
-    thought = turn.get("reasoning_content") or turn.get("reasoning") or None
-    if thought is not None and not isinstance(thought, str):
-        raise Misfit(f"the reasoning of message {n} is {_kind(thought)}; it must be a string")
-    if role != "assistant":
-        if calls or thought:
-            raise Misfit(f"message {n} is of role {role} but has tool calls or reasoning; only an assistant's can")
-        return Message(role, content)
-    opening = content.lstrip()
-    if thought is None and opening.startswith("<think>") and "</think>" in opening:
-        thought, _, content = opening.removeprefix("<think>").partition("</think>")
-        thought, content = thought.strip("\n"), content.lstrip("\n")
-    if not content.strip() and not calls and not thought:
-        raise Misfit(f"message {n}, the assistant's, is empty; give it text or remove the record")
-    return Message(role, content, calls, thought)
-
-
-def _role_fault(turn: Record, word: Any) -> str:
-    if word is None:
-        return f"no 'role' and no 'from' (its keys: {_quoted(turn)}); expected 'role' and 'content'"
-    near = difflib.get_close_matches(str(word).lower(), _ROLES, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "use system, user, assistant or tool"
-    return f"the role {word!r}; {hint}"
-
-
-def _content(raw: Any, n: int, optional: bool) -> str:
-    """A message's text: a string, or OpenAI's list of text parts."""
-    if isinstance(raw, str):
-        return raw
-    if raw is None and optional:
-        return ""
-    if not isinstance(raw, list):
-        raise Misfit(f"the content of message {n} is {_kind(raw)}; it must be a string")
-    texts = []
-    for part in raw:
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            raise Misfit(f"the content of message {n} has a part that is not text; only text can be read")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-# --- tools -----------------------------------------------------------------------------------------------------------
-
-
-def _calls(value: Any, n: int) -> tuple[ToolCall, ...]:
-    """Tool calls written as one object, a list of them, or the JSON of either; OpenAI's "function" level or not."""
-    value = _json(value, f"the tool call of message {n}")
-    if not value:
-        return ()
-    out = []
-    for call in value if isinstance(value, list) else [value]:
-        inner = call.get("function", call) if isinstance(call, dict) else call
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
-            raise Misfit(f'a tool call of message {n} has no \'name\'; give {{"name", "arguments"}}')
-        arguments = _json(inner.get("arguments", inner.get("parameters")), f"the arguments in message {n}")
-        if not isinstance(arguments or {}, dict):
-            raise Misfit(f"the arguments of '{inner['name']}' in message {n} are no JSON object")
-        out.append(ToolCall(inner["name"], arguments or {}))
-    return tuple(out)
-
-
-def _tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tool definitions in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}."""
-    value = _json(value, "'tools'")
-    if not value:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Misfit("'tools' must be a list of tool definitions, or its JSON")
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
-
-
-def _json(value: Any, what: str) -> Any:
-    """What a string spells as JSON; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError):
-        raise Misfit(f"{what} is a string that is not valid JSON: {value[:60]!r}") from None
+            raise Misfit(f"'{key}' is {kind(value)}; it must be a string or a list of messages")
 
 
 # --- preferences -----------------------------------------------------------------------------------------------------
@@ -244,7 +240,7 @@ def preference(value: Any) -> Preference:
     record = _object(value, "preference")
     if "chosen" not in record or "rejected" not in record:
         raise _unknown(record, "preference")
-    if _tools(record.get("tools")):
+    if read_tools(record.get("tools")):
         raise Misfit("preference pairs with 'tools' are not read yet; remove the record")
     chosen, rejected = (_turns(record[key], "assistant", key) for key in ("chosen", "rejected"))
     ask, turns = _first(record, ASK), _first(record, _CONVERSATION)
@@ -255,7 +251,7 @@ def preference(value: Any) -> Preference:
         prompt = chosen[: min(len(chosen), len(rejected)) if same is None else same]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     else:
-        prompt = _asked(record, ask) if ask is not None else _messages(record[turns or ""])[0]
+        prompt = _asked(record, ask) if ask is not None else read_messages(record[turns or ""])[0]
         # Some files repeat the prompt before each answer.
         chosen, rejected = (c[len(prompt) :] if c[: len(prompt)] == prompt else c for c in (chosen, rejected))
     prompt = _with_system(record, prompt)
@@ -269,6 +265,51 @@ def preference(value: Any) -> Preference:
     return Preference(tuple(prompt), tuple(chosen), tuple(rejected), _source(record), _lang(record))
 
 
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+
+def feedback(value: Any) -> Feedback:
+    """An answer with a mark: `{"prompt", "completion", "label"}`, or any chat that ends with the answer, and "kto_tag".
+
+    Without a prompt the completion is a whole conversation that ends with the answer.
+    """
+    record = _object(value, "feedback")
+    label = _first(record, _LABEL)
+    if label is None or "chosen" in record:
+        raise _unknown(record, "feedback")
+    if read_tools(record.get("tools")):
+        raise Misfit("feedback with 'tools' is not read yet; remove the record")
+    if "completion" in record and _first(record, ASK) is None:
+        messages = _with_system(record, _turns(record["completion"], "assistant", "completion"))
+    elif _first(record, (*_CONVERSATION, *ASK)) is None:
+        raise _unknown(record, "feedback")
+    else:
+        messages = _conversation(record)[0]
+    last = next((i for i, m in enumerate(messages) if m.role == "assistant" and _is_end(messages[i:])), 0)
+    if not last or messages[-1].role != "assistant":
+        raise Misfit("it must be a prompt and, after it, an answer of the assistant's")
+    return Feedback(
+        tuple(messages[:last]), tuple(messages[last:]), _good(record[label], label), _source(record), _lang(record)
+    )
+
+
+def _is_end(messages: Sequence[Message]) -> bool:
+    """Whether the messages are one answer: the assistant's, with what tools said between."""
+    return all(m.role in ("assistant", "tool") for m in messages)
+
+
+def _good(value: Any, key: str) -> bool:
+    match value:
+        case bool():
+            return value
+        case 0 | 1:
+            return bool(value)
+        case str() if value.strip().lower() in ("true", "false", "0", "1"):
+            return value.strip().lower() in ("true", "1")
+        case _:
+            raise Misfit(f"'{key}' is {value!r}; it must be true or false")
+
+
 # --- common ----------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +319,7 @@ def _with_system(record: Record, messages: list[Message]) -> list[Message]:
     if not system:
         return messages
     if not isinstance(system, str):
-        raise Misfit(f"'system' is {_kind(system)}; it must be a string")
+        raise Misfit(f"'system' is {kind(system)}; it must be a string")
     if messages and messages[0].role == "system":
         raise Misfit("there is a 'system' text and a system message too; keep one of them")
     return [Message("system", system), *messages]
@@ -286,7 +327,10 @@ def _with_system(record: Record, messages: list[Message]) -> list[Message]:
 
 def _object(value: Any, wanted: _Wanted) -> Record:
     if not isinstance(value, dict):
-        raise Misfit(f"{_kind(value)} where an object with {_EXPECTED[wanted]} was expected")
+        raise Misfit(f"{kind(value)} where an object with {_EXPECTED[wanted]} was expected")
+    if KNOWN.isdisjoint(value):  # Zhihu-KOL spells them INSTRUCTION and RESPONSE
+        lower = {str(key).lower(): item for key, item in value.items()}
+        return value if KNOWN.isdisjoint(lower) else lower
     return value
 
 
@@ -294,7 +338,9 @@ def _unknown(record: Record, wanted: _Wanted) -> Misfit:
     """The fault of a record whose keys do not fit, with the likeliest reason."""
     looks: dict[_Wanted, bool] = {
         "preference": "chosen" in record and "rejected" in record,
-        "chat": any(key in record for key in _CONVERSATION) or bool(_first(record, ASK) and _first(record, ANSWER)),
+        "feedback": _is_feedback(record),
+        "chat": _first(record, _CONVERSATION) is not None
+        or bool(_first(record, (*ASK, *_TITLED)) and _first(record, ANSWER)),
         "doc": "text" in record,
     }
     hint = ""
@@ -308,12 +354,7 @@ def _unknown(record: Record, wanted: _Wanted) -> Misfit:
             if near and near[0] not in record:
                 hint = f"; did you mean '{near[0]}' for '{key}'?"
                 break
-    return Misfit(f"the record has {_quoted(record) or 'no keys'}, but {_EXPECTED[wanted]} was expected{hint}")
-
-
-def _quoted(keys: Iterable[Any]) -> str:
-    names = [f"'{key}'" for key in keys]
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+    return Misfit(f"the record has {quoted(record) or 'no keys'}, but {_EXPECTED[wanted]} was expected{hint}")
 
 
 def _first(record: Record, keys: Sequence[str]) -> str | None:
@@ -329,19 +370,3 @@ def _lang(record: Record) -> str:
     lang = record.get("lang")
     short = lang[:2].lower() if isinstance(lang, str) else ""
     return short if short in ("zh", "en") else ""
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "a list" if value else "an empty list"
-        case _:
-            return "an object"
