@@ -19,7 +19,8 @@ import pytest
 from oriole.errors import ConfigError, DataError
 from oriole.text.clean import normalise
 from oriole.text.formats import read_chats, read_docs
-from oriole.text.pack import PackConfig, find_kind, pack
+from oriole.text.kinds import find_kind
+from oriole.text.pack import PackConfig, pack
 from oriole.text.shards import Mixture, Shards, View, held_out, write_shards
 from oriole.text.template import render
 from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -107,7 +108,7 @@ def test_a_packed_folder_equals_one_written_at_once(data: Path, tokenizer: Path,
     for i in (-1, len(one)):
         with pytest.raises(IndexError):
             shards.doc(i)
-    assert np.concatenate([ids for ids, _ in shards.token_runs()]).tolist() == next(one.token_runs())[0].tolist()
+    assert np.concatenate([ids for ids, _, _ in shards.runs()]).tolist() == next(one.runs())[0].tolist()
 
 
 def test_weights_of_sources_and_languages_hold_in_a_mixture(data: Path, tokenizer: Path) -> None:
@@ -206,8 +207,16 @@ def test_bad_records_stop_the_work_or_are_counted(data: Path, tokenizer: Path) -
 def test_kinds_are_found_and_mistakes_named(data: Path, tokenizer: Path) -> None:
     assert find_kind(data / "part_0.jsonl") == "text" and find_kind(data / "talk.jsonl") == "chat"
     write_jsonl(data / "odd.jsonl", [{"a": 1}])
-    with pytest.raises(DataError, match=r"neither running text nor chats: .*odd\.jsonl, line 1"):
+    with pytest.raises(DataError, match=r"neither running text nor chats nor preferences: .*odd\.jsonl, line 1"):
         find_kind(data / "odd.jsonl")
+    write_jsonl(data / "pref.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    write_jsonl(data / "label.jsonl", [{"prompt": "a", "completion": "b", "label": True}])
+    assert find_kind(data / "pref.jsonl") == "preference" and find_kind(data / "label.jsonl") == "feedback"
+    (data / "qa.txt").write_text("问：你好？\n答：你好！\n\n问：再见？\n答：再见！\n", encoding="utf-8")
+    (data / "prose.txt").write_text("春天来了。\n", encoding="utf-8")
+    assert find_kind(data / "qa.txt") == "chat" and find_kind(data / "prose.txt") == "text"
+    with pytest.raises(DataError, match=r"pref.jsonl holds preference records; shards are made of"):
+        pack([data / "pref.jsonl"], data.parent / "pref", PackConfig(tokenizer=tokenizer))
     write_jsonl(data.parent / "other" / "x.jsonl", [{"text": "x"}])
     config = PackConfig(tokenizer=tokenizer, workers=1)
     with pytest.raises(DataError, match="was not made by oriole data pack"):
@@ -233,6 +242,7 @@ def test_a_part_that_changed_after_packing_is_refused(data: Path, tokenizer: Pat
 PACK = """
 import sys
 from pathlib import Path
+from oriole.text.kinds import find_kind
 from oriole.text.pack import PackConfig, pack
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from oriole.config import Config
 from oriole.errors import ConfigError, DataError, raise_for_os_error
 from oriole.text.clean import language, normalise
 from oriole.text.formats import read_chats, read_docs
+from oriole.text.kinds import find_kind
 from oriole.text.paths import Skipped, expand, file_kind, plain_stem
 from oriole.text.records import Doc
 from oriole.text.shards import batches, held_out
@@ -35,9 +36,8 @@ from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
 from oriole.text.work import Engine, Piece, new_file, run_pieces
 from oriole.text.writer import SCHEMA, Writer, fingerprint, new_folder
 
-__all__ = ["HELDOUT", "Kind", "PackConfig", "find_kind", "pack", "pack_file"]
+__all__ = ["HELDOUT", "PackConfig", "chat_rows", "load_tokenizer", "pack", "pack_file", "text_rows"]
 
-Kind = Literal["text", "chat"]
 HELDOUT = "heldout"
 HOLDOUT = 0.005
 """The share of documents held out where nothing was said and the inputs hold no held-out files of their own."""
@@ -166,21 +166,6 @@ def _named(groups: Iterable[tuple[Group, bool]]) -> Iterator[tuple[str, Group, b
         yield name, paths, held
 
 
-def find_kind(path: Path) -> Kind:
-    """Whether a file holds running text or chats, by its first record; `DataError` when it is neither."""
-    reasons = []
-    readers: dict[Kind, Any] = {"text": read_docs, "chat": read_chats}
-    for kind, read in readers.items():
-        try:
-            next(iter(read(path)))
-            return kind
-        except DataError as error:
-            reasons.append(str(error))
-    raise DataError(
-        f"neither running text nor chats: {reasons[0]}" + ("" if reasons[0] == reasons[1] else f"; {reasons[1]}")
-    )
-
-
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
@@ -197,12 +182,14 @@ def pack_file(
     """Write the shards of one file, or of one group of pages, those held out apart; what it held, as counts."""
     tok = _tokenizer(tokenizer)
     skipped = Skipped() if skip_bad else None
-    kind = find_kind(Path(paths[0])) if kind == "auto" else kind
-    match kind:
+    found = find_kind(Path(paths[0])) if kind == "auto" else kind
+    match found:
         case "text":
-            rows = _text_rows(read_docs(paths, skip_bad=skipped), tok)
+            rows = text_rows(read_docs(paths, skip_bad=skipped), tok)
         case "chat":
-            rows = _chat_rows(read_chats(paths, skip_bad=skipped), tok)
+            rows = chat_rows(read_chats(paths, skip_bad=skipped), tok)
+        case _:
+            raise DataError(f"{paths[0]} holds {found} records; shards are made of running text and of chats")
     halves = {"train": Path(out) / name, HELDOUT: Path(out) / HELDOUT / name}
     for folder in halves.values():
         _clear(folder)
@@ -215,7 +202,7 @@ def pack_file(
             writers[half].add(ids, mask, source, lang)
     return {
         "name": name,
-        "kind": kind,
+        "kind": found,
         **{half: _counts(writers.get(half)) for half in halves},
         "skipped": skipped.total if skipped else 0,
         "examples": skipped.examples if skipped else [],
@@ -226,7 +213,7 @@ Row = tuple[str, Sequence[int], Sequence[int] | None, str, str]
 """What decides whether a document is held out, its ids and mask, source and language."""
 
 
-def _text_rows(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
+def text_rows(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
     """As a training stage reads running text: normalised, empty documents left out, an end mark after each."""
     for batch in batches(docs):
         texts = [normalise(doc.text) for doc in batch]
@@ -236,7 +223,7 @@ def _text_rows(docs: Iterable[Doc], tok: Tokenizer) -> Iterator[Row]:
                 yield text, ids, None, doc.source, doc.lang or language(text)
 
 
-def _chat_rows(chats: Iterable[Chat], tok: Tokenizer) -> Iterator[Row]:
+def chat_rows(chats: Iterable[Chat], tok: Tokenizer) -> Iterator[Row]:
     for chat in chats:
         ids, mask = render(chat.messages, tok, tools=chat.tools)
         contents = [m.content for m in chat.messages]

@@ -184,10 +184,10 @@ class Shards:
         """(documents,): tokens of each."""
         return np.concatenate([np.diff(m.offsets) for m in self._members])
 
-    def token_runs(self) -> Iterator[tuple[Ids, NDArray[np.int64]]]:
-        """(ids (n,), offsets (docs + 1,)) of one folder of tokens after the other, for whoever counts them all."""
+    def runs(self) -> Iterator[tuple[Ids, Mask | None, NDArray[np.int64]]]:
+        """(ids (n,), mask (n,) or None for all ones, offsets (docs + 1,)) of each folder, for whoever counts them."""
         for member in self._members:
-            yield member.tokens, member.offsets
+            yield member.tokens, member.mask, member.offsets
 
 
 def _joined(
@@ -213,7 +213,7 @@ class _Member:
         self._files: Mapping[str, Mapping[str, Any]] = index["files"]
         self.bytes: int = sum(said["bytes"] for said in self._files.values())
         self.tokens: Ids = self._map("tokens.bin", "<u2" if index["vocab_size"] <= 65_536 else "<u4")
-        self._mask: Mask | None = self._map("mask.bin", "u1") if "mask.bin" in self._files else None
+        self.mask: Mask | None = self._map("mask.bin", "u1") if "mask.bin" in self._files else None
         self.offsets: NDArray[np.int64] = self._map("offsets.bin", "<i8")
         self.source_ids: NDArray[np.uint16] = self._map("sources.bin", "<u2")
         self.byte_lengths: NDArray[np.int32] = self._map("byte_lengths.bin", "<i4")
@@ -244,7 +244,7 @@ class _Member:
 
     def doc(self, i: int) -> tuple[Ids, Mask]:
         start, end = self.offsets[i], self.offsets[i + 1]
-        return self.tokens[start:end], (self._ones[: end - start] if self._mask is None else self._mask[start:end])
+        return self.tokens[start:end], (self._ones[: end - start] if self.mask is None else self.mask[start:end])
 
     @cached_property
     def _ones(self) -> Mask:
