@@ -16,7 +16,8 @@ from typing import IO, Any, cast
 
 import xxhash
 
-from oriole.errors import DataError, MissingExtra, raise_for_os_error
+from oriole.errors import MissingExtra, raise_for_os_error
+from oriole.text.paths import BrokenFile
 from oriole.text.records import Doc
 from oriole.text.template import Chat, Message
 
@@ -88,7 +89,7 @@ def read_questions(path: Path, seed: int = 0) -> Iterator[Chat]:
 def read_entries(path: Path) -> Iterator[Entry]:
     """The articles of a dump, in its order.
 
-    `DataError` when the file is cut short or is no dump, `MissingExtra` when the libraries of `[wiki]` are not there.
+    `BrokenFile` when the file is cut short or is no dump, `MissingExtra` when the libraries of `[wiki]` are not there.
     """
     try:
         from mwxml import Dump
@@ -110,15 +111,15 @@ def read_entries(path: Path) -> Iterator[Entry]:
                 if entry is not None:
                     yield entry
     except (tree.ParseError, MalformedXML, EOFError, AssertionError) as error:
-        raise DataError(
+        raise BrokenFile(
             f"{path} is no whole MediaWiki dump ({str(error)[:100] or 'not the expected XML'}); "
             "copy or download it again"
         ) from error
     except lzma.LZMAError as error:
-        raise DataError(f"{path} is no valid .xz file; copy or download it again") from error
+        raise BrokenFile(f"{path} is no valid .xz file; copy or download it again") from error
     except OSError as error:
         if error.errno is None:  # how bz2 and gzip report what they cannot read
-            raise DataError(f"{path} is damaged ({error}); copy or download it again") from error
+            raise BrokenFile(f"{path} is damaged ({error}); copy or download it again") from error
         raise_for_os_error(error, "reading", path)
 
 

@@ -1,0 +1,319 @@
+"""The two pieces of `text.pipeline`: one input through the rules, and one cleaned file without its duplicates."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+import zstandard
+
+from oriole.text import wiki
+from oriole.text.boilerplate import Lines
+from oriole.text.chatrows import Figures, chat_row, flat, preference_row
+from oriole.text.clean import language
+from oriole.text.decontaminate import Decontaminator
+from oriole.text.files import BrokenFile, Skipped
+from oriole.text.formats import read_chats, read_docs, read_preferences
+from oriole.text.records import Doc
+from oriole.text.rules import Drop, build_rules
+from oriole.text.shards import held_out
+from oriole.text.tally import Tally, count_source
+from oriole.text.template import Chat, Preference
+from oriole.text.tokenizer import Tokenizer
+from oriole.text.work import new_file
+
+if TYPE_CHECKING:
+    from oriole.text.pipeline import CleanConfig
+
+__all__ = ["DECONTAMINATE", "bad_records", "clean_input", "finish"]
+
+T = TypeVar("T", Doc, Chat, Preference)
+
+DECONTAMINATE = "decontaminate"
+"""The name under which the report counts documents that share an n-gram with an evaluation file."""
+LEVEL_BETWEEN, LEVEL_FINAL = 3, 9
+"""zstd's levels: fast between the steps, small at the end."""
+FLUSH_BYTES = 1 << 18
+"""Rows that are packed in one call."""
+
+
+# --- packed rows -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _rows_to(path: Path, level: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends one row to a .jsonl.zst, which appears whole when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file, zstandard.ZstdCompressor(level).stream_writer(file, closefd=False) as packed:
+        held = bytearray()
+
+        def write(row: Mapping[str, Any]) -> None:
+            held.extend(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+            held.append(10)
+            if len(held) >= FLUSH_BYTES:
+                packed.write(held)
+                held.clear()
+
+        yield write
+        packed.write(held)
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl.zst that was written here."""
+    with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as unpacked:
+        for line in io.BufferedReader(unpacked, 1 << 20):
+            yield json.loads(line)
+
+
+# --- the first piece -------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class _Way(Generic[T]):
+    """How one kind of record goes through the rules."""
+
+    read: Callable[[Path, Skipped | None], Iterator[T]]
+    rules: Sequence[tuple[str, Callable[[T], T | Drop]]]
+    text: Callable[[T], str]
+    row: Callable[[T], dict[str, Any]]
+
+
+def clean_input(
+    name: str,
+    paths: Sequence[Path],
+    evaluation: Sequence[Path],
+    config: "CleanConfig",
+    outs: Mapping[str, Path],
+    samples: Path,
+) -> dict[str, Any]:
+    """Write what the rules keep of an input to outs["cleaned"] and outs["heldout"]; its counts.
+
+    A row has "text", which deduplication compares, and for chats and pairs also "row", which is written in the end.
+    """
+    match config.kind:
+        case "text":
+            return _run(_text_way(config), name, paths, evaluation, config, outs, samples)
+        case "chat":
+            return _run(_chat_way(config), name, paths, evaluation, config, outs, samples)
+        case "preference":
+            return _run(_preference_way(config), name, paths, evaluation, config, outs, samples)
+
+
+def _run(
+    way: _Way[T],
+    name: str,
+    paths: Sequence[Path],
+    evaluation: Sequence[Path],
+    config: "CleanConfig",
+    outs: Mapping[str, Path],
+    samples: Path,
+) -> dict[str, Any]:
+    tally = Tally(name, config.samples, config.seed)
+    bad = Skipped() if config.skip_bad else None
+    known = _decontaminator(tuple(evaluation)) if evaluation else None
+    figures = Figures(config.length, _tokenizer(config.tokenizer)) if config.kind != "text" else None
+    with _rows_to(outs["cleaned"], LEVEL_BETWEEN) as keep, _rows_to(outs["heldout"], LEVEL_BETWEEN) as set_aside:
+        for item in _read(way, paths, bad):
+            end = _through(way, item, known)
+            lang = end.item.lang or language(end.text)
+            tally.read(group(lang), item.source, len(way.text(item)))
+            if figures is not None:
+                _figure(figures, item, lang)
+            for rule, before, after in end.changes:
+                tally.changed(rule, group(lang), item.source, before, after)
+            if end.dropped is not None:
+                tally.dropped(end.dropped.reason, group(lang), item.source, end.text, end.dropped.detail)
+                continue
+            # Another key than training's own split, which hashes the bare text: else one would empty the other.
+            heldout = held_out(f"clean\0{end.text}", config.heldout)
+            tally.kept(group(lang), len(end.text), heldout=heldout)
+            (set_aside if heldout else keep)({"text": end.text, **way.row(replace(end.item, lang=lang))})
+    with new_file(samples) as file:
+        file.write(json.dumps(tally.samples.as_json(), ensure_ascii=True).encode())
+    counts = dict(tally.counts)
+    if bad is not None:
+        counts["bad"] = bad_records(bad)
+    if figures is not None:
+        counts["chats"] = figures.counts
+    return counts
+
+
+def bad_records(bad: Skipped) -> dict[str, Any]:
+    """What could not be read, as JSON."""
+    return {
+        "total": bad.total, "files": dict(bad.files), "examples": list(bad.examples), "converted": dict(bad.converted),
+    }  # fmt: skip
+
+
+def _read(way: _Way[T], paths: Iterable[Path], bad: Skipped | None) -> Iterator[T]:
+    """The records of the files; where bad ones are skipped, so is the rest of a file that cannot be read on."""
+    for path in paths:
+        try:
+            yield from way.read(path, bad)
+        except BrokenFile as error:  # a wiki dump; the other readers count theirs
+            if bad is None:
+                raise
+            bad.add(path, f"{error} (the rest of the file is left out)")
+
+
+@final
+@dataclass(frozen=True)
+class _End(Generic[T]):
+    """What has become of a record."""
+
+    item: T
+    text: str
+    changes: list[tuple[str, str, str]]
+    """(rule, text before, text after) of each change."""
+    dropped: Drop | None
+
+
+def _through(way: _Way[T], item: T, known: Decontaminator | None) -> _End[T]:
+    """The record as the rules leave it, up to the one that drops it."""
+    text = way.text(item)
+    changes: list[tuple[str, str, str]] = []
+    for name, rule in way.rules:
+        result = rule(item)
+        if isinstance(result, Drop):
+            return _End(item, text, changes, Drop(name, result.detail))
+        if result is not item:
+            after = way.text(result)
+            if after != text:
+                changes.append((name, text, after))
+            item, text = result, after
+    hit = known.hit(text) if known is not None else None
+    return _End(item, text, changes, Drop(DECONTAMINATE, hit) if hit is not None else None)
+
+
+def group(lang: str) -> str:
+    """The language as the report counts it: "zh", "en" or "other"."""
+    return lang if lang in ("zh", "en") else "other"
+
+
+@lru_cache(maxsize=1)
+def _decontaminator(files: tuple[Path, ...]) -> Decontaminator:
+    """Built once in each worker."""
+    return Decontaminator(files)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Tokenizer | None:
+    return Tokenizer.load(Path(folder)) if folder else None
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------------
+
+
+def _text_way(config: "CleanConfig") -> _Way[Doc]:
+    def read(path: Path, bad: Skipped | None) -> Iterator[Doc]:
+        return wiki.read_dump(path) if wiki.is_dump(path) else read_docs(path, skip_bad=bad)
+
+    return _Way(
+        read, [(rule.name, rule) for rule in build_rules(config.rules)], lambda doc: doc.text,
+        lambda doc: {"lang": doc.lang, "source": doc.source},
+    )  # fmt: skip
+
+
+def _chat_way(config: "CleanConfig") -> _Way[Chat]:
+    from oriole.text.rules import build_chat_rules
+
+    def read(path: Path, bad: Skipped | None) -> Iterator[Chat]:
+        return wiki.read_questions(path, config.seed) if wiki.is_dump(path) else read_chats(path, skip_bad=bad)
+
+    return _Way(
+        read, [(rule.name, rule) for rule in build_chat_rules(config.rules)], lambda chat: flat(chat.messages),
+        lambda chat: {"lang": chat.lang, "source": chat.source, "row": chat_row(chat)},
+    )  # fmt: skip
+
+
+def _preference_way(config: "CleanConfig") -> _Way[Preference]:
+    from oriole.text.rules import build_chat_rules
+
+    rules = [(rule.name, partial(_on_pair, rule)) for rule in build_chat_rules(config.rules)]
+    return _Way(
+        lambda path, bad: read_preferences(path, skip_bad=bad), rules,
+        lambda pair: flat((*pair.prompt, *pair.chosen, *pair.rejected)),
+        lambda pair: {"lang": pair.lang, "source": pair.source, "row": preference_row(pair)},
+    )  # fmt: skip
+
+
+def _on_pair(rule: Callable[[Chat], Chat | Drop], pair: Preference) -> Preference | Drop:
+    """A rule for conversations on both of a pair's; only what it says of the chosen one drops it.
+
+    The rejected answer may be bad in every way: that is what it is there for.
+    """
+    prompt, chosen = pair.prompt, pair.chosen
+    good = rule(Chat((*prompt, *chosen), source=pair.source, lang=pair.lang))
+    if isinstance(good, Drop):
+        return good
+    if len(good.messages) == len(prompt) + len(chosen):
+        prompt, chosen = good.messages[: len(prompt)], good.messages[len(prompt) :]
+    bad = rule(Chat((*pair.prompt, *pair.rejected), source=pair.source, lang=pair.lang))
+    rejected = pair.rejected
+    if not isinstance(bad, Drop) and len(bad.messages) == len(prompt) + len(rejected):
+        rejected = bad.messages[len(prompt) :]
+    if chosen == rejected:
+        return Drop("alike", "chosen and rejected are the same")
+    mended = replace(pair, prompt=prompt, chosen=chosen, rejected=rejected, lang=good.lang)
+    return pair if mended == pair else mended
+
+
+def _figure(figures: Figures, item: Doc | Chat | Preference, lang: str) -> None:
+    match item:
+        case Chat():
+            figures.add(item.messages, item, lang)
+        case Preference():
+            figures.add((*item.prompt, *item.chosen), None, lang)
+
+
+# --- the last piece --------------------------------------------------------------------------------------------------
+
+
+def finish(path: Path, target: Path, drops: Mapping[int, str], lines: Path | None) -> dict[str, Any]:
+    """Write the rows of a cleaned file that are no duplicates to `target`; counts of both, by language and source.
+
+    `lines` names the boilerplate lines to take out of the texts. A file of nothing is not written.
+    """
+    counts: dict[str, Any] = {"kept": {}, "duplicates": {}, "sources": {}, "lines": 0}
+    boilerplate = _boilerplate(lines) if lines is not None else None
+    target.unlink(missing_ok=True)
+    rows = _without(path, drops, boilerplate, counts)
+    first = next(rows, None)
+    if first is not None:
+        with _rows_to(target, LEVEL_FINAL) as write:
+            write(first)
+            for row in rows:
+                write(row)
+    return counts
+
+
+def _without(
+    path: Path, drops: Mapping[int, str], boilerplate: Lines | None, counts: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(_read_rows(path)):
+        lang, source, text = group(row["lang"]), row["source"], row["text"]
+        reason = drops.get(number)
+        if reason is not None:
+            _add(counts["duplicates"].setdefault(reason, {}), lang, len(text))
+            continue
+        if boilerplate is not None:
+            text, gone = boilerplate.strip(text, path, number)
+            counts["lines"] += gone
+        _add(counts["kept"], lang, len(text))
+        count_source(counts["sources"], source, len(text))
+        yield row.get("row") or {"text": text, "lang": row["lang"], "source": source}
+
+
+def _add(table: dict[str, list[int]], key: str, chars: int) -> None:
+    documents, characters = table.get(key, (0, 0))
+    table[key] = [documents + 1, characters + chars]
+
+
+@lru_cache(maxsize=1)
+def _boilerplate(path: Path) -> Lines:
+    return Lines.read(path)
