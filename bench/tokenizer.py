@@ -12,11 +12,15 @@ lines. `folder=` keeps the prepared text and the tokenizers.
 
 import json
 import os
+import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +63,22 @@ def _measure(chosen: dict[str, Any], folder: Path) -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(int(chosen["rounds"])):
         for name, command in commands.items():
+            shutil.rmtree(folder / name, ignore_errors=True)
             runs[name].append(_run(command))
             print(name, runs[name][-1], file=sys.stderr, flush=True)
     files = {"oriole": folder / "oriole" / "tokenizer.json"}
     if peer != "no":
         files["hf"] = folder / "hf" / "tokenizer.json" if peer == "hf" else Path(peer)
     quality = {name: _characters_per_token(path, folder) for name, path in files.items()}
-    result: dict[str, Any] = {"runs": runs, "characters_per_token": quality}
+    speed = _encoding_speed(folder)
+    compared, different = _beside_llama(folder, int(chosen["lines"]))
+    result: dict[str, Any] = {
+        "runs": runs, "characters_per_token": quality, "encoding": speed,
+        "llama": {"lines": compared, "different": different},
+    }  # fmt: skip
     _print_training(runs, quality)
+    _print_encoding(speed)
+    Console().print(f"llama.cpp: {compared:,} held-out lines, {different:,} with other ids")
     save(
         "tokenizer",
         {k: v for k, v in chosen.items() if k not in ("data", "folder", "json")},
@@ -160,6 +172,111 @@ def _characters_per_token(path: Path, folder: Path) -> dict[str, float]:
         tokens = sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         out[lang] = sum(map(len, texts)) / tokens
     return out
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+def _encoding_speed(folder: Path, rounds: int = 3) -> dict[str, dict[str, list[float]]]:
+    """Seconds to encode the held-out documents, and one long string, in turn: on one core, on all, and the peer's way.
+
+    The peer is `tokenizers` with the same file, called as its documentation does.
+    """
+    import tokenizers
+
+    from oriole.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder / "oriole")
+    library = tokenizers.Tokenizer.from_file(str(folder / "oriole" / "tokenizer.json"))
+    out: dict[str, dict[str, list[float]]] = {}
+    for lang in LANGUAGES:
+        texts = list(_texts(folder / f"heldout-{lang}.jsonl"))
+        for what, batch in ((f"{lang}, documents", texts), (f"{lang}, one string", ["".join(texts)[:2_000_000]])):
+            ways: dict[str, Callable[[], object]] = {
+                "one core": partial(_on_one_core, partial(tokenizer.encode_batch, batch)),
+                "all cores": partial(tokenizer.encode_batch, batch),
+                "tokenizers": partial(_ids, library, batch),
+            }
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(rounds):
+                for way, encode in ways.items():
+                    start = time.perf_counter()
+                    encode()
+                    seconds[way].append(time.perf_counter() - start)
+            seconds["characters"] = [float(sum(map(len, batch)))]
+            out[what] = seconds
+    return out
+
+
+def _on_one_core(encode: Callable[[], object]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encode()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+
+def _ids(library: Any, batch: list[str]) -> list[list[int]]:
+    return [e.ids for e in library.encode_batch(batch, add_special_tokens=False)]
+
+
+def _beside_llama(folder: Path, lines: int) -> tuple[int, int]:
+    """How many held-out lines were compared, and on how many llama.cpp gives other ids."""
+    if not lines:
+        return 0, 0
+    from bench.llama import serve, write_gguf
+    from oriole.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder / "oriole")
+    path = folder / "vocabulary.gguf"
+    write_gguf(tokenizer, path)
+    chosen = _lines(folder, lines)
+    with serve(path) as llama:
+        different = sum(
+            llama.tokenize(text) != ids for text, ids in zip(chosen, tokenizer.encode_batch(chosen), strict=True)
+        )
+    return len(chosen), different
+
+
+EMOJI = ("🎉", "👋🏽", "👩‍👩‍👧‍👦", "🇨🇳", "❤️‍🔥", " 😀", "😂😂", "1️⃣")
+OLD = ("classical", "vernacular", "poetry")
+
+
+def _lines(folder: Path, count: int) -> list[str]:
+    """Held-out lines: a fifth each of old Chinese, code, and text with emoji put in; half of the rest are two lines."""
+    rng = random.Random(0)
+    kinds: dict[str, list[str]] = {"old": [], "code": [], "emoji": [], "other": []}
+    for lang in LANGUAGES:
+        with (folder / f"heldout-{lang}.jsonl").open(encoding="utf-8") as file:
+            docs = [json.loads(line) for line in file]
+        for doc in docs:
+            lines = [line for line in doc["text"].splitlines(keepends=True) if line.strip()]
+            for first, second in zip(lines, [*lines[1:], ""], strict=True):
+                line = first[:2000]
+                if doc["source"] in OLD:
+                    kinds["old"].append(line)
+                elif sum(line.count(c) for c in "{}[]();=<>_|`") > 4:
+                    kinds["code"].append(line)
+                elif rng.random() < 0.3:
+                    at = rng.randrange(len(line))
+                    kinds["emoji"].append(line[:at] + rng.choice(EMOJI) + line[at:])
+                else:
+                    kinds["other"].append(line + second[:2000] * rng.randrange(2))
+    out: list[str] = []
+    for kind, share in (("old", 0.2), ("code", 0.2), ("emoji", 0.2)):
+        out += rng.sample(kinds[kind], min(len(kinds[kind]), int(count * share)))
+    return out + rng.sample(kinds["other"], min(len(kinds["other"]), count - len(out)))
+
+
+def _print_encoding(speed: dict[str, dict[str, list[float]]]) -> None:
+    table = Table(title="encoding, million characters a second (median)")
+    for column in ("", "one core", "all cores", "tokenizers"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, seconds in speed.items():
+        rates = (
+            seconds["characters"][0] / statistics.median(seconds[w]) / 1e6
+            for w in ("one core", "all cores", "tokenizers")
+        )
+        table.add_row(what, *(f"{rate:.2f}" for rate in rates))
+    Console().print(table)
 
 
 def _print_training(runs: dict[str, list[dict[str, float]]], quality: dict[str, dict[str, float]]) -> None:

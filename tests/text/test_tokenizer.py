@@ -5,6 +5,8 @@ import itertools
 import json
 import shutil
 import sys
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +286,25 @@ def test_the_sample_is_bounded_balanced_and_spread() -> None:
     )
     whole = toklearn.sample_text([("en", "x" * 100_000)], 10**6, seed=0)
     assert "".join(whole) == "x" * 100_000 and max(map(len, whole)) == toklearn.PIECE
+
+
+def test_the_sample_has_equally_many_characters_of_each_language() -> None:
+    texts = [("en", "a" * 1000)] * 300 + [("zh", "中" * 1000)] * 300 + [("ja", "の" * 1000)] * 5
+    kept = Counter(c for piece in toklearn.sample_text(iter(texts), 100_000, seed=0) for c in piece)
+    assert kept["の"] == 5000  # all there is
+    assert abs(kept["a"] - kept["中"]) <= 1000  # equal but for one piece: 3 bytes do not count more than 1
+    assert 90_000 < kept["a"] + 3 * kept["中"] + 3 * kept["の"] <= 100_000
+
+
+def test_memory_does_not_grow_with_the_corpus() -> None:
+    def peak(documents: int) -> int:
+        tracemalloc.start()
+        toklearn.sample_text((("en", f"{i:05d}" * 1000) for i in range(documents)), 500_000, seed=0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(2000) < 1.1 * peak(200) < 2_000_000
 
 
 def test_repeated_and_unreachable_tokens_get_no_id() -> None:

@@ -246,7 +246,7 @@ class TrainConfig(Config):
     kind: Kind = "bpe"
     """"bpe": frequent pieces of words; "char": every character a token."""
     sample_mb: float = Field(64, gt=0)
-    """Megabytes of text to learn from; memory is about 25 times as much, however large the corpus."""
+    """Megabytes of text to learn from; memory is about 30 times as much, however large the corpus."""
     seed: int = 0
     """Of the sample."""
     skip_bad: bool = False
