@@ -241,16 +241,18 @@ OLD = ("classical", "vernacular", "poetry")
 
 
 def _lines(folder: Path, count: int) -> list[str]:
-    """Held-out lines: a fifth each of old Chinese, code, and text with emoji put in; half of the rest are two lines."""
+    """Held-out lines: a fifth each of old Chinese, code, and text with emoji put in; half of the others are three."""
     rng = random.Random(0)
     kinds: dict[str, list[str]] = {"old": [], "code": [], "emoji": [], "other": []}
     for lang in LANGUAGES:
         with (folder / f"heldout-{lang}.jsonl").open(encoding="utf-8") as file:
             docs = [json.loads(line) for line in file]
         for doc in docs:
-            lines = [line for line in doc["text"].splitlines(keepends=True) if line.strip()]
-            for first, second in zip(lines, [*lines[1:], ""], strict=True):
-                line = first[:2000]
+            lines = doc["text"].splitlines(keepends=True)
+            for n, line in enumerate(lines):
+                line = line[:2000]
+                if not line.strip():
+                    continue
                 if doc["source"] in OLD:
                     kinds["old"].append(line)
                 elif sum(line.count(c) for c in "{}[]();=<>_|`") > 4:
@@ -259,7 +261,7 @@ def _lines(folder: Path, count: int) -> list[str]:
                     at = rng.randrange(len(line))
                     kinds["emoji"].append(line[:at] + rng.choice(EMOJI) + line[at:])
                 else:
-                    kinds["other"].append(line + second[:2000] * rng.randrange(2))
+                    kinds["other"].append("".join([line, *lines[n + 1 : n + 1 + rng.choice((0, 2))]]))
     out: list[str] = []
     for kind, share in (("old", 0.2), ("code", 0.2), ("emoji", 0.2)):
         out += rng.sample(kinds[kind], min(len(kinds[kind]), int(count * share)))

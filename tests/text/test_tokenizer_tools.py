@@ -199,6 +199,17 @@ def test_each_question_can_be_answered_no(tok: Tokenizer, tmp_path: Path, monkey
         assert "id 300 spells b'a'" in failures(tmp_path)["ids: every one spells something of its own"]
 
 
+def test_a_peer_that_truncates_and_pads_is_measured_whole(tok: Tokenizer, tmp_path: Path) -> None:
+    tok.save(tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    peer.enable_truncation(4)
+    peer.enable_padding(length=4)
+    peer.save(str(tmp_path / "tokenizer.json"))
+    docs = [Doc("a", "en", "x"), Doc("two birds sing", "en", "x")]
+    row = report(tok, docs, {"same": load_any(tmp_path)})["languages"]["en"]
+    assert row["peers"]["same"]["tokens"] == row["tokens"]
+
+
 def test_what_is_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer at .*nowhere"):
         load_any(tmp_path / "nowhere")

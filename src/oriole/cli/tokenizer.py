@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,9 @@ def train(words: Inputs, as_json: Json = False) -> None:
         )
     skipped = Skipped() if config.skip_bad else None
     start = time.perf_counter()
-    texts = ((doc.lang or language(doc.text), doc.text) for doc in read_docs(expand(paths), skip_bad=skipped))
+    docs = read_docs(expand(paths), skip_bad=skipped)
+    texts: Iterator[tuple[str, str]] = ((doc.lang or language(doc.text), doc.text) for doc in docs)
+    texts = _then_say(texts, f"learning {config.vocab_size:,} ids" if config.kind == "bpe" else "choosing characters")
     tokenizer = train_tokenizer(texts, config.vocab_size, int(config.sample_mb * 1e6), config.seed, config.kind)
     tokenizer.save(config.out)
     seconds = time.perf_counter() - start
@@ -212,6 +214,14 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if not paths:
         raise ConfigError("name the text: files, folders or globs of jsonl, json, txt or md")
     return paths, settings
+
+
+def _then_say(texts: Iterator[tuple[str, str]], message: str) -> Iterator[tuple[str, str]]:
+    """The texts, and a remark once all are read: learning takes a while, and shows no progress."""
+    from oriole.log import say
+
+    yield from texts
+    say(message)
 
 
 def _folder(path: Path) -> Path:

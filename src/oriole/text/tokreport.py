@@ -126,9 +126,12 @@ def load_any(path: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise ModelError(f"no tokenizer at {file}; give a tokenizer.json or a folder that holds one")
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise ModelError(f"{file} is not a tokenizer that `tokenizers` can read ({error}); copy it again") from error
+    tokenizer.no_truncation()  # some files bring these settings along, and would lose or invent tokens
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _batches(docs: Iterable[Doc]) -> Iterator[list[Doc]]:
