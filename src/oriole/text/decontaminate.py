@@ -59,7 +59,7 @@ class Decontaminator:
         self._text = "\n".join(kept)
         self._hashes, first = np.unique(np.concatenate(hashes), return_index=True)
         self._places = np.concatenate(places)[first]
-        self._bits = 10 + (FILTER_BITS * len(self._hashes)).bit_length()
+        self._bits = max(10, (FILTER_BITS * len(self._hashes)).bit_length())
         self._filter = np.zeros(1 << (self._bits - 3), np.uint8)
         at = self._hashes >> np.uint64(64 - self._bits)
         np.bitwise_or.at(self._filter, (at >> np.uint64(3)).astype(np.int64), _bit(at))
