@@ -24,7 +24,7 @@ __all__ = ["COUNTED", "SLICES", "Lines", "count", "merge"]
 
 COUNTED: Final = np.dtype([("line", "<u8"), ("documents", "<u4"), ("file", "<u4"), ("row", "<u4")])
 """A line's hash, the number of documents that have it, and the file and row of the first of them."""
-SLICES: Final = 16
+SLICES: Final = 8
 """Parts of equal size that the hashes are merged in."""
 _FLUSH: Final = 1 << 21
 """Lines that are held before they are summed up."""
@@ -116,7 +116,7 @@ def merge(counted: Sequence[Path], slice_: int, documents: int, out: Path) -> di
 
 def _summed(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """One entry for each line, ascending; of equal ones the first in the order of the parts says where it was first."""
-    whole = np.concatenate(parts)
+    whole = np.concatenate([np.empty(0, COUNTED), *parts])
     if not len(whole):
         return whole
     whole = whole[np.argsort(whole["line"], kind="stable")]

@@ -11,8 +11,8 @@ minima of one of `bands` bands are equal, which for a similarity J happens with 
 their true similarity decides, so precision does not hang on the sketch, and few large bands can be traded for recall:
 
     J                        0.20    0.30    0.50    0.70    0.75    0.80    0.85    0.90
-    18 bands x 7 (default)   0.0002  0.0039  0.132   0.787   0.925   0.986   0.9991  1.0000
-    14 bands x 8 (FineWeb)   0.0000  0.0009  0.053   0.565   0.771   0.924   0.988   0.9996
+    18 bands x 7 (default)   0.0002  0.0039  0.132   0.787   0.924   0.986   0.9990  1.0000
+    14 bands x 8 (FineWeb)   0.0000  0.0009  0.053   0.565   0.772   0.924   0.988   0.9996
 
 On disk a document takes 8 bytes for each band and 24 more; in memory one band at a time is sorted, so the peak is about
 the sum of one file's keys and 60 bytes for each document. Texts are read a second time, those of candidates only.
@@ -33,13 +33,15 @@ from oriole.config import Config
 from oriole.errors import DataError, raise_for_os_error
 from oriole.text import boilerplate, sketches
 from oriole.text.boilerplate import Lines
-from oriole.text.sketches import read_array, write_array
+from oriole.text.sketches import EXACT, read_array, with_ending
 from oriole.text.work import Engine, Piece, new_file, run_pieces
 
 __all__ = ["DedupConfig", "Duplicates", "find_duplicates", "find_lines"]
 
 SCHEMA: Final = 1
 """Of the working files; another one makes them anew."""
+MATCHES: Final = 6
+"""Pieces that the bands are matched in; few, because the work is small and each waits for the disk."""
 PAIRS: Final = 1 << 17
 """Candidates verified in one piece."""
 
@@ -83,6 +85,11 @@ class _Job:
     folder: Path
     engine: Engine
     workers: int
+
+    def names(self) -> list[str]:
+        """A name for each file's piece, which an error of it shows."""
+        names = [path.name for path in self.files]
+        return names if len({*names}) == len(names) else [f"{i:05}-{name}" for i, name in enumerate(names)]
 
     def run(
         self, step: str, function: Callable[..., dict[str, Any]], pieces: Sequence[Piece], what: str
@@ -159,14 +166,14 @@ def _find(job: _Job) -> dict[str, Any]:
     if job.config.lines:
         dropped[characters == 0] = REASONS.index("lines")
     if job.config.exact and len(dropped):
-        again = _again(np.concatenate([read_array(_part(stem, "exact")) for stem in stems]))
+        again = _again(np.concatenate([read_array(with_ending(stem, "keys"))[:EXACT] for stem in stems], axis=1))
         dropped[again[dropped[again] == 0]] = REASONS.index("exact")
     if job.config.near:
         found, report["candidates"], report["pairs"] = _near(job, stems, first, dropped == 0, characters)
         dropped[found] = REASONS.index("near")
     out = []
     for i, stem in enumerate(stems):
-        mine, numbers = dropped[first[i] : first[i + 1]], read_array(_part(stem, "docs"))[:, 0]
+        mine, numbers = dropped[first[i] : first[i + 1]], read_array(with_ending(stem, "docs"))[:, 0]
         out.append({reason: numbers[mine == n].tolist() for n, reason in enumerate(REASONS) if n})
     report |= {reason: int((dropped == n).sum()) for n, reason in enumerate(REASONS) if n}
     return {"report": report, "files": out}
@@ -175,12 +182,8 @@ def _find(job: _Job) -> dict[str, Any]:
 REASONS: Final = ("", "exact", "near", "lines")
 
 
-def _part(stem: Path, ending: str) -> Path:
-    return stem.with_name(f"{stem.name}.{ending}.npy")
-
-
 def _column(stems: Sequence[Path], column: int) -> NDArray[np.uint32]:
-    parts = [np.array(read_array(_part(stem, "docs"))[:, column]) for stem in stems]
+    parts = [np.array(read_array(with_ending(stem, "docs"))[:, column]) for stem in stems]
     return np.concatenate(parts) if parts else np.empty(0, np.uint32)
 
 
@@ -189,8 +192,8 @@ def _lines(job: _Job) -> Path:
     c, folder = job.config, job.folder / "lines"
     stems = [folder / f"{i:05}.npy" for i in range(len(job.files))]
     pieces = [
-        Piece(stem.stem, _fingerprint("count", key, i, c.line_bytes), (path, i, c.line_bytes, stem), (stem,))
-        for i, (path, key, stem) in enumerate(zip(job.files, job.keys, stems, strict=True))
+        Piece(name, _fingerprint("count", key, i, c.line_bytes), (path, i, c.line_bytes, stem), (stem,))
+        for i, (name, path, key, stem) in enumerate(zip(job.names(), job.files, job.keys, stems, strict=True))
     ]
     folder.mkdir(exist_ok=True)
     job.run("lines", _count, pieces, "counting lines")
@@ -214,15 +217,14 @@ def _sketches(job: _Job) -> tuple[list[Path], list[int]]:
     all_files = _fingerprint(job.keys, c.line_bytes, c.line_documents) if c.lines else ""
     shape = (c.exact, c.near, c.size, c.bands, c.rows)
     stems = [job.folder / "sketch" / f"{i:05}" for i in range(len(job.files))]
-    endings = ["docs", *["exact"] * c.exact, *["bands"] * c.near]
     pieces = [
         Piece(
-            stem.name,
-            _fingerprint("sketch", key, all_files, shape),
+            name,
+            _fingerprint("sketch", stem.name, key, all_files, shape),
             (path, stem, lines, *shape),
-            tuple(_part(stem, ending) for ending in endings),
+            (with_ending(stem, "docs"), with_ending(stem, "keys")),
         )
-        for path, key, stem in zip(job.files, job.keys, stems, strict=True)
+        for name, path, key, stem in zip(job.names(), job.files, job.keys, stems, strict=True)
     ]
     (job.folder / "sketch").mkdir(exist_ok=True)
     results = job.run("sketch", sketches.sketch, pieces, "hashing documents")
@@ -231,8 +233,8 @@ def _sketches(job: _Job) -> tuple[list[Path], list[int]]:
 
 def _again(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The documents whose digest an earlier one has, too."""
-    order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
-    same = (digests[order[1:]] == digests[order[:-1]]).all(1)
+    order = np.lexsort((np.arange(digests.shape[1]), *digests))
+    same = (digests[:, order[1:]] == digests[:, order[:-1]]).all(0)
     again: NDArray[np.int64] = order[1:][same]
     return again
 
@@ -247,35 +249,29 @@ def _near(
         return none, 0, 0
     folder.mkdir(exist_ok=True)
     living, pairs_path, candidates = folder / "alive.npy", folder / "pairs.npy", folder / "candidates.npy"
-    write_array(living, alive)
-    key = _fingerprint("match", job.keys, c)
-    outs = [folder / f"band-{band:03}.npy" for band in range(c.bands)]
-    job.run(
-        "near",
-        sketches.match,
-        [Piece(out.stem, key, (stems, band, living, out), (out,)) for band, out in enumerate(outs)],
-        "matching bands",
-    )
+    np.save(living, alive)
+    key = _fingerprint("near", job.keys, c)
+    bands = [range(EXACT * c.exact + at, EXACT * c.exact + c.bands)[::MATCHES] for at in range(min(MATCHES, c.bands))]
+    outs = [folder / f"matched-{n}.npy" for n in range(len(bands))]
+    pieces = [Piece(out.stem, key, (stems, some, living, out), (out,)) for some, out in zip(bands, outs, strict=True)]
+    job.run("near", sketches.match, pieces, "matching bands")
     pairs = np.empty(0, np.uint64)
     for out in outs:
         pairs = np.union1d(pairs, np.load(out))
     if not len(pairs):
         return none, 0, 0
-    write_array(pairs_path, pairs)
+    np.save(pairs_path, pairs)
     known = np.union1d(pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    write_array(candidates, known)
+    np.save(candidates, known)
 
     cuts = np.searchsorted(known, first)
-    grams = [folder / f"grams-{stem.name}" for stem in stems]
+    grams = [folder / f"{stem.name}.grams" for stem in stems]
     lines = job.folder / "lines" / "lines.npz" if c.lines else None
     pieces = [
-        Piece(
-            out.name,
-            key,
-            (path, stem, lines, known[cuts[i] : cuts[i + 1]] - first[i], c.size, out),
-            (_part(out, "ends"), out.with_name(f"{out.name}.grams")),
+        Piece(out.name, key, (path, stem, lines, known[begin:end] - before, c.size, out), (out,))
+        for path, stem, out, begin, end, before in zip(
+            job.files, stems, grams, cuts[:-1], cuts[1:], first[:-1], strict=True
         )
-        for i, (path, stem, out) in enumerate(zip(job.files, stems, grams, strict=True))
     ]
     job.run("near", sketches.collect, pieces, "reading candidates again")
     runs = range(0, len(pairs), PAIRS)

@@ -10,6 +10,7 @@ processes or machines there are. Documents are numbered through all files, in th
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,11 +27,16 @@ from oriole.text.files import lines
 from oriole.text.shingles import Grams, batches, grams
 from oriole.text.work import new_file
 
-__all__ = ["GROUP", "band_keys", "collect", "match", "read_array", "rows", "sketch", "verify", "write_array"]
+__all__ = [
+    "EXACT", "GROUP", "band_keys", "collect", "match", "read_array", "rows", "sketch", "verify", "with_ending",
+    "write_array",
+]  # fmt: skip
 
 U64 = NDArray[np.uint64]
 
 SEED: Final = 1
+EXACT: Final = 2
+"""64-bit halves of an exact hash."""
 GROUP: Final = 16
 """In larger groups of equal keys a document is paired with the first one and with the 15 before it, not with all."""
 CACHE_BYTES: Final = 1 << 25
@@ -81,13 +87,18 @@ def read_array(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def with_ending(stem: Path, ending: str) -> Path:
+    """`00001` -> `00001.docs.npy`."""
+    return stem.with_name(f"{stem.name}.{ending}.npy")
+
+
 # --- sketch ----------------------------------------------------------------------------------------------------------
 
 
 def sketch(
     path: Path, out: Path, boilerplate: Path | None, exact: bool, near: bool, size: int, bands: int, band_rows: int
 ) -> dict[str, Any]:
-    """Write out.docs (line, characters), out.exact (two halves of a hash) and out.bands (bands, docs) of the file."""
+    """Write out.docs (line, characters) and out.keys: two rows for halves of exact hashes, one for each band."""
     strip = Lines.read(boilerplate) if boilerplate is not None else None
     docs: list[NDArray[np.uint32]] = []
     digests: list[bytes] = []
@@ -99,16 +110,15 @@ def sketch(
         if near:
             keys.append(band_keys(grams(texts, size), bands, band_rows))
     count = sum(map(len, docs))
-    write_array(_with(out, "docs"), np.concatenate(docs) if docs else np.empty((0, 2), np.uint32))
+    table = np.empty((EXACT * exact + bands * near, count), np.uint64)
     if exact:
-        write_array(_with(out, "exact"), np.frombuffer(b"".join(digests), np.uint64).reshape(count, 2))
-    if near:
-        whole = np.empty((bands, count), np.uint64)
-        place = 0
-        for part in keys:
-            whole[:, place : place + len(part)] = part.T
-            place += len(part)
-        write_array(_with(out, "bands"), whole)
+        table[:EXACT] = np.frombuffer(b"".join(digests), np.uint64).reshape(count, EXACT).T
+    place = 0
+    for part in keys:
+        table[EXACT * exact :, place : place + len(part)] = part.T
+        place += len(part)
+    write_array(with_ending(out, "keys"), table)
+    write_array(with_ending(out, "docs"), np.concatenate(docs) if docs else np.empty((0, 2), np.uint32))
     return {"documents": count}
 
 
@@ -137,17 +147,22 @@ def _digest(text: str) -> bytes:
     return xxhash.xxh3_128_digest(plain.encode("utf-8", "surrogatepass"))
 
 
-def _with(stem: Path, ending: str) -> Path:
-    return stem.with_name(f"{stem.name}.{ending}.npy")
-
-
 # --- match -----------------------------------------------------------------------------------------------------------
 
 
-def match(sketches: Sequence[Path], band: int, alive: Path, out: Path) -> dict[str, Any]:
-    """Write the pairs of living documents with equal keys in the band: (smaller << 32 | larger), ascending."""
-    keys = np.concatenate([read_array(_with(stem, "bands"))[band] for stem in sketches])
-    keys *= read_array(alive)
+def match(sketches: Sequence[Path], bands: Sequence[int], alive: Path, out: Path) -> dict[str, Any]:
+    """Write the pairs of living documents with equal keys in one of these rows: (smaller << 32 | larger), ascending."""
+    living = np.load(alive, allow_pickle=False)
+    found = np.empty(0, np.uint64)
+    for band in bands:
+        found = np.union1d(found, _matched(sketches, band, living))
+    write_array(out, found)
+    return {"pairs": len(found)}
+
+
+def _matched(sketches: Sequence[Path], band: int, living: NDArray[np.bool_]) -> U64:
+    keys = np.concatenate([read_array(with_ending(stem, "keys"))[band] for stem in sketches])
+    keys *= living
     ids = np.flatnonzero(keys)
     keys = keys[ids]
     order = np.argsort(keys)
@@ -158,9 +173,7 @@ def match(sketches: Sequence[Path], band: int, alive: Path, out: Path) -> dict[s
     member[:-1] |= same
     keys, ids = keys[member], ids[member]
     order = np.lexsort((ids, keys))
-    pairs = _pairs(keys[order], ids[order])
-    write_array(out, pairs)
-    return {"pairs": len(pairs)}
+    return _pairs(keys[order], ids[order])
 
 
 def _pairs(keys: U64, ids: NDArray[np.int64]) -> U64:
@@ -187,12 +200,12 @@ def _pairs(keys: U64, ids: NDArray[np.int64]) -> U64:
 def collect(
     path: Path, stem: Path, boilerplate: Path | None, chosen: NDArray[np.int64], size: int, out: Path
 ) -> dict[str, Any]:
-    """Write out.grams, the sorted distinct n-grams of the `chosen` documents one after another, and out.ends."""
+    """Write the sorted distinct n-grams of the `chosen` documents one after another, where each ends, and the count."""
     strip = Lines.read(boilerplate) if boilerplate is not None else None
-    numbers = read_array(_with(stem, "docs"))[chosen, 0].tolist()
+    numbers = read_array(with_ending(stem, "docs"))[chosen, 0].tolist()
     ends = []
     written = 0
-    with new_file(out.with_name(f"{out.name}.grams")) as file:
+    with new_file(out) as file:
         wanted = rows(path, numbers)
         for _, texts in batches(strip.stripped(path, wanted) if strip else wanted):
             shingles = grams(texts, size)
@@ -201,19 +214,19 @@ def collect(
                 file.write(distinct.tobytes())
                 written += len(distinct)
                 ends.append(written)
-    write_array(_with(out, "ends"), np.array(ends, np.int64))
+        file.write(np.array([*ends, len(ends)], np.int64).tobytes())
     return {"documents": len(ends)}
 
 
 def verify(
-    pairs: Path, begin: int, end: int, candidates: Path, stems: Sequence[Path], threshold: float, out: Path
+    pairs: Path, begin: int, end: int, candidates: Path, collected: Sequence[Path], threshold: float, out: Path
 ) -> dict[str, Any]:
     """Write the pairs from `begin` to `end` whose n-grams' true Jaccard similarity is at least the threshold."""
     some = np.array(read_array(pairs)[begin:end])
     known = read_array(candidates)
     left = np.searchsorted(known, (some >> np.uint64(32)).astype(np.int64))
     right = np.searchsorted(known, (some & _LOW).astype(np.int64))
-    with _Sets(stems) as sets:
+    with _Sets(collected) as sets:
         small, large = np.sort(np.stack([sets.sizes[left], sets.sizes[right]]), axis=0)
         good = small >= threshold * large
         for k in np.flatnonzero(good):
@@ -236,9 +249,9 @@ def _jaccard(a: U64, b: U64) -> float:
 class _Sets:
     """The n-grams that `collect` wrote, read where they are needed; not mapped, so that memory is what is kept."""
 
-    def __init__(self, stems: Sequence[Path]) -> None:
-        ends = [read_array(_with(stem, "ends")) for stem in stems]
-        self.stems = stems
+    def __init__(self, collected: Sequence[Path]) -> None:
+        ends = [_ends(path) for path in collected]
+        self.collected = collected
         self.files: dict[int, BinaryIO] = {}
         self.first = np.cumsum([0, *map(len, ends)])
         self.ends = np.concatenate(ends)
@@ -259,8 +272,7 @@ class _Sets:
         if number not in self.files:
             if len(self.files) >= OPEN_FILES:
                 self.__exit__()
-            stem = self.stems[number]
-            self.files[number] = open(stem.with_name(f"{stem.name}.grams"), "rb")
+            self.files[number] = open(self.collected[number], "rb")
         return self.files[number]
 
     def get(self, place: int) -> U64:
@@ -277,3 +289,12 @@ class _Sets:
             self.kept[place] = found
             self.kept_bytes += size
         return found
+
+
+def _ends(path: Path) -> NDArray[np.int64]:
+    """Where each document's n-grams end in a file that `collect` wrote."""
+    with open(path, "rb") as file:
+        file.seek(-8, os.SEEK_END)
+        count = int.from_bytes(file.read(8), "little")
+        file.seek(-8 * (count + 1), os.SEEK_END)
+        return np.frombuffer(file.read(8 * count), np.int64)
