@@ -40,7 +40,8 @@ _LABELS: Final = tuple(
     for ask, answer in _FAMILIES
 )
 _JOINED = re.compile(
-    r"\s*([^。！？!?\t]{1,200}[？?]+|(?:请|帮我|介绍|告诉我|说说|解释)[^。！？!?\t]{1,80}[！!。])\s*(.*)", re.DOTALL
+    r"\s*((?:[^。！？!?.\t]|\.(?!\s)){1,200}[？?]+|(?:请|帮我|介绍|告诉我|说说|解释)[^。！？!?\t]{1,80}[！!。])\s*(.*)",
+    re.DOTALL,
 )
 
 Pair = tuple[str, str]
@@ -59,7 +60,8 @@ def style(path: Path) -> Style:
     rows = [cells for _, cells in tsv_rows(iter(enumerate(f"{line}\n" for line in some)))]
     if rows and sum(len(cells) == 2 for cells in rows) >= 0.8 * len(rows):
         return "tabbed"
-    if some and sum(bool((m := _JOINED.match(line)) and m[2].strip()) for line in some) >= 0.5 * len(some):
+    asked = [match for line in some if (match := _JOINED.match(line))]
+    if len(asked) >= 0.5 * len(some) and any(match[2].strip() for match in asked):
         return "joined"
     return "prose"
 
