@@ -32,7 +32,8 @@ def normalise(text: str) -> str:
     if _ODD.search(text):
         text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", _NEW_LINE.sub("\n", text)))
     text = unicodedata.normalize("NFC", text)  # after the controls: what stood on both sides of one may combine
-    text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
+    if text[-1:] in _BLANKS or any(blank + "\n" in text for blank in _BLANKS):
+        text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 

@@ -1,0 +1,102 @@
+"""Masking of personal data: mail addresses, telephone numbers, Chinese identity numbers, public IP addresses.
+
+Each kind has its own switch. The marks stand in angle brackets and are none of HTML's names, so no other rule changes
+them: `<EMAIL>`, `<PHONE>`, `<ID>`, `<IP>`. FineWeb-2 masks mail and IP addresses (datatrove's PIIFormatter, with
+made-up values in their place); telephone and identity numbers are what Chinese text leaks. Code is searched too.
+"""
+
+import ipaddress
+import re
+
+__all__ = ["mask_mail", "mask_numbers", "valid_id"]
+
+_MAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+/:-])([A-Za-z0-9_][A-Za-z0-9._%+-]{0,63})@((?:[A-Za-z0-9-]{1,63}\.){1,6}[A-Za-z]{2,24})(?![\w@:/-])"
+)
+_EXAMPLES = (
+    "example.com",
+    "example.org",
+    "example.net",
+    "contoso.com",
+    "fabrikam.com",
+    ".example",
+    ".test",
+    ".invalid",
+    ".local",
+)
+_PHONE = re.compile(
+    r"(?<![A-Za-z0-9_.@/=#-])(?:"
+    r"(?:(?:\+|00)86[- ]?)?1[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})"  # Chinese mobile
+    r"|(?:(?:\+|00)86[- ]?)?0(?:10|2\d|[3-9]\d\d)-\d{7,8}(?:-\d{1,4})?"  # land line
+    r"|[（(]0(?:10|2\d|[3-9]\d\d)[)）] ?\d{7,8}"
+    r"|[48]00-\d{3}-\d{4}|[48]00-\d{4}-\d{3}"
+    r"|(?:\+1[-. ]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-.]\d{4}"  # North America
+    r"|\+[1-9]\d{0,2}(?:[ -]\d{2,4}){3,5}"  # international, in groups
+    r")(?![A-Za-z0-9_@/=-]|\.\d)"
+)
+_ID = re.compile(
+    r"(?<![A-Za-z0-9_.])[1-9]\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![A-Za-z0-9_]|\.\d)"
+)
+_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+_IPV4 = re.compile(r"(?<![A-Za-z0-9_.-])(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_-]|\.\d)")
+_IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}(?![A-Za-z0-9_:])")
+_VERSION = re.compile(r"(?:version|release|build|版本|版|[vV])[ :：=]*$", re.IGNORECASE)
+
+
+def mask_mail(text: str) -> str:
+    """Mail addresses become `<EMAIL>`; those of the domains kept for examples (RFC 2606) stay, as do
+    `git@host:path`."""
+    if "@" not in text:
+        return text
+    return _MAIL.sub(lambda m: m[0] if m[2].lower().endswith(_EXAMPLES) or m[1] == "git" else "<EMAIL>", text)
+
+
+def valid_id(number: str) -> bool:
+    """Whether the last of the 18 signs is the check digit of GB 11643-1999 (ISO 7064, MOD 11-2)."""
+    total = sum(int(digit) * weight for digit, weight in zip(number[:17], _WEIGHTS, strict=True))
+    return "10X98765432"[total % 11] == number[17].upper()
+
+
+def mask_numbers(text: str, phones: bool = True, ids: bool = True, ips: bool = True) -> str:
+    """Telephone numbers, identity numbers and IP addresses become `<PHONE>`, `<ID>` and `<IP>`, each a switch.
+
+    Telephone: Chinese mobile and land lines, North American, and international ones in groups. Identity: 18 signs with
+    a possible birthday and the right check digit. IP: public addresses (as datatrove), but not what follows a word for
+    version, and not four numbers all below 64, which are more often a section of a standard or a version (1.2.3.4).
+
+    Only lines with something like seven digits in a row are looked at closely.
+    """
+    out: list[str] = []
+    at = 0
+    for m in _CANDIDATE.finditer(text):
+        if m.start() < at:
+            continue
+        start = text.rfind("\n", 0, m.start()) + 1
+        end = text.find("\n", m.end())
+        end = len(text) if end < 0 else end
+        line = text[start:end]
+        if ids:
+            line = _ID.sub(lambda m: "<ID>" if valid_id(m[0]) else m[0], line)
+        if phones:
+            line = _PHONE.sub("<PHONE>", line)
+        if ips:
+            line = _IPV6.sub(lambda m: "<IP>" if _public(m[0]) else m[0], _IPV4.sub(_ipv4, line))
+        out += text[at:start], line
+        at = end
+    return "".join(out) + text[at:] if out else text
+
+
+_CANDIDATE = re.compile(r"[0-9][0-9)）.: A-Fa-f-][0-9()（）.: A-Fa-f-]{4,}[0-9]")
+
+
+def _ipv4(m: re.Match[str]) -> str:
+    if max(map(int, m[0].split("."))) < 64 or not _public(m[0]):
+        return m[0]
+    return m[0] if _VERSION.search(m.string[max(0, m.start() - 12) : m.start()]) else "<IP>"
+
+
+def _public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
