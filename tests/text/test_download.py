@@ -1,5 +1,6 @@
 """Downloads against a server that is slow, broken, truncated, changed, forgetful or plainly hostile."""
 
+import errno
 import hashlib
 import json
 import random
@@ -434,6 +435,21 @@ def test_a_full_disk_is_noticed_before(server: Server, tmp_path: Path, monkeypat
         get(server, tmp_path)
     assert not (tmp_path / "f.part").exists()
     monkeypatch.setattr(module, "free_space", lambda folder: module.ROOM + len(DATA))
+    assert get(server, tmp_path) == DATA
+
+
+def test_a_disk_that_fills_up_keeps_the_part(server: Server, tmp_path: Path) -> None:
+    server.page("/f", DATA)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.os, "fsync", full)
+        patch.setattr(module, "_write_state", lambda *_: None)
+        with pytest.raises(ResourceError, match=r"the disk is full while downloading .*; free some space and run the"):
+            get(server, tmp_path)
+    assert (tmp_path / "f.part").stat().st_size == len(DATA)
     assert get(server, tmp_path) == DATA
 
 

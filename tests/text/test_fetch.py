@@ -317,13 +317,13 @@ def start(server: Server, *words: str) -> subprocess.Popen[str]:
     sets = [entry().model_dump(mode="json")]
     Path("catalogue.json").write_text(json.dumps({"schema": 1, "sets": sets}), encoding="utf-8")
     command = [sys.executable, "-c", SCRIPT, "catalogue.json", "data", "fetch", "mini"]
-    keys = [f"huggingface={server.url}", "modelscope=http://127.0.0.1:9", "connections=1", *words]
+    keys = [f"huggingface={server.url}", "modelscope=http://127.0.0.1:9", "connections=1", "timeout=120", *words]
     return subprocess.Popen([*command, *keys], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def half(process: subprocess.Popen[str], part: Path, size: int) -> None:
     """Wait until half of a file is on disk."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not part.exists() or part.stat().st_size < size:
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.01)
@@ -339,9 +339,9 @@ def test_killed_and_resumed(server: Server, signum: signal.Signals) -> None:
     part = Path("data/mini/b.jsonl.part")
     half(process, part, len(DATA) // 2)
     second = start(server)
-    assert "another process is fetching into data/mini" in second.communicate(timeout=60)[1] and second.returncode == 2
+    assert "another process is fetching into data/mini" in second.communicate(timeout=120)[1] and second.returncode == 2
     process.send_signal(signum)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
     if signum != signal.SIGKILL:
         assert "oriole: stopped; what has arrived stays, and the same command goes on" in said
@@ -349,13 +349,38 @@ def test_killed_and_resumed(server: Server, signum: signal.Signals) -> None:
     assert part.read_bytes() == DATA[: len(DATA) // 2] and Path("data/mini/a.jsonl").exists()
     before = len(files(server))
     process = start(server, "--json")
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert Path("data/mini/b.jsonl").read_bytes() == DATA and not part.exists()
     assert json.loads(out)["downloaded"] == len(DATA) // 2
     (asked,) = server.asked[-1:]
     assert asked.range == f"bytes={len(DATA) // 2}-" and asked.sent == len(DATA) // 2
     assert len(files(server)) == before + 1
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_killed_at_random_twenty_times(server: Server) -> None:
+    dice = random.Random(0)
+    many = {f"{n}.jsonl": dice.randbytes(1_500_000) for n in range(4)}
+    put(server, many)
+    for page in server.pages.values():
+        page.pause = 0.05
+    for _ in range(20):
+        process = start(server, "connections=2")
+        until = time.monotonic() + dice.uniform(0.8, 2.0)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate(timeout=120)
+    process = start(server, "connections=2")
+    assert process.wait(120) == 0, process.communicate()
+    process.communicate()
+    assert {p.name: p.read_bytes() for p in Path("data/mini").glob("*.jsonl")} == many
+    # A killed process loses what was on its way at most.
+    assert (
+        sum(a.sent for a in server.asked if "/resolve/" in a.path) < sum(map(len, many.values())) + 20 * 2 * 1_000_000
+    )
 
 
 # --- rewriting -------------------------------------------------------------------------------------------------------
@@ -396,7 +421,7 @@ def test_fields_of_question_and_answer(tmp_path: Path) -> None:
     ]
     assert counts["skipped"] == 3 and counts["examples"][0].endswith("line 4: question or answer is empty")
     rule = {"to": "chat", "ask": ["q"], "answer": "a", "system": "s"}
-    rows, _ = recast(tmp_path, "b.jsonl", lines({"s": "简短", "q": "问", "a": "答"}), **rule)
+    rows, _ = recast(tmp_path, "b.jsonl", lines({"s": "简短", "q": "问", "a": ["", "答", "别的"]}), **rule)
     assert chats(tmp_path, rows) == [[("system", "简短"), ("user", "问"), ("assistant", "答")]]
 
 
@@ -647,6 +672,6 @@ def test_the_command_lists_shows_and_complains() -> None:
 def test_the_command_fetches(server: Server) -> None:
     put(server, FILES)
     process = start(server)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert out == "oriole data clean data/mini clean/mini\n" and "data/mini/README" in said

@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LONGEST_S = 20.0
+LONGEST_S = 120.0
 """Nothing waits longer than this, so that a failing test ends."""
 
 
@@ -27,6 +28,8 @@ class Page:
     headers: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
     """Whether the body is sent with gzip although nobody asked for it."""
+    pause: float = 0.0
+    """Seconds between two portions of 64 kB: a slow line."""
     faults: deque[Any] = field(default_factory=deque)
     """An int: the connection breaks after so many bytes. (status, headers): that answer. "hang": waits after half of
     the body until `go_on`. A function: called with the page before it is sent."""
@@ -126,16 +129,17 @@ class Server:
                 self.end_headers()
                 rest = data[start:]
                 cut = len(rest) // 2 if fault == "hang" else fault if isinstance(fault, int) else len(rest)
-                self.write(rest[:cut], asked)
+                self.write(rest[:cut], asked, page.pause)
                 if fault == "hang":
                     page.go_on.wait(LONGEST_S)
-                    self.write(rest[cut:], asked)
+                    self.write(rest[cut:], asked, page.pause)
                 if isinstance(fault, int) or not page.length:
                     self.close_connection = True
 
-            def write(self, data: bytes, asked: Asked) -> None:
+            def write(self, data: bytes, asked: Asked, pause: float) -> None:
                 try:
                     for i in range(0, len(data), 1 << 16):
+                        time.sleep(pause)
                         self.wfile.write(data[i : i + (1 << 16)])
                         asked.sent += len(data[i : i + (1 << 16)])
                     self.wfile.flush()

@@ -163,12 +163,10 @@ def _take(
 
 
 def at_hand(wanted: Wanted, folder: Path) -> int:
-    """Bytes of a file that earlier calls have left, finished or not."""
+    """Bytes of an unfinished file that earlier calls have left."""
     target = folder / checked_path(wanted.path)
-    for path in (target, target.with_name(target.name + ".part")):
-        if path.is_file():
-            return path.stat().st_size
-    return 0
+    part = target.with_name(target.name + ".part")
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _discard(part: Path, state: Path, have: int, moved: Callable[[int], None]) -> int:

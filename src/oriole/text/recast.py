@@ -14,7 +14,6 @@ Nothing is mended here: that is `oriole data clean`'s work.
 """
 
 import contextlib
-import csv
 import json
 import re
 import tarfile
@@ -27,9 +26,10 @@ from xml.etree import ElementTree
 import zstandard
 
 from oriole.errors import DataError, raise_for_os_error
+from oriole.text import tables
 from oriole.text.catalogue import Recast
 from oriole.text.download import checked_path
-from oriole.text.files import Skipped, refuse, values
+from oriole.text.files import Skipped, file_kind, refuse, values
 from oriole.text.work import new_file
 
 __all__ = ["is_archive", "recast_file", "unpack"]
@@ -56,7 +56,7 @@ def recast_file(sources: Sequence[str], target: str, recast: Record, name: str, 
     skipped, rows = Skipped(), 0
     with new_file(Path(target)) as file, zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False) as out:
         for source in map(Path, sources):
-            for where, record in _records(source, how, skipped):
+            for where, record in _records(source, skipped):
                 try:
                     made = list(_RULES[how.to](record, how))
                 except _Unfit as error:
@@ -72,50 +72,17 @@ def recast_file(sources: Sequence[str], target: str, recast: Record, name: str, 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _records(path: Path, how: Recast, skipped: Skipped) -> Iterator[tuple[str, Any]]:
+def _records(path: Path, skipped: Skipped) -> Iterator[tuple[str, Any]]:
     """(place, record) of each record of a file."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet(path)
-    elif suffix == ".csv":
-        yield from _csv(path)
-    elif suffix == ".xml":
+    if path.suffix.lower() == ".xml":
         try:
             yield "the document", ElementTree.parse(path).getroot()  # noqa: S314 - expat 2.4 limits expansion
         except ElementTree.ParseError as error:
             refuse(path, "", f"is not valid XML ({error})", skipped)
-    else:
+    elif file_kind(path) in ("json", "text"):
         yield from values(path, skipped)
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is no valid parquet file ({error}); remove it and fetch again") from error
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows by the names in the first line; UTF-8 or, as many Chinese sets are, GB18030."""
-    csv.field_size_limit(1 << 30)
-    with open(path, "rb") as raw:
-        head = raw.read(1 << 20)
-    try:
-        head[: head.rfind(b"\n") + 1].decode("utf-8-sig")
-        encoding = "utf-8-sig"
-    except UnicodeDecodeError:
-        encoding = "gb18030"
-    with open(path, encoding=encoding, errors="replace", newline="") as file:
-        for number, record in enumerate(csv.DictReader(line.replace("\0", "") for line in file), 2):
-            yield f"row {number}", record
+    else:
+        yield from tables.rows(path, frozenset(), skipped)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -147,7 +114,7 @@ def _question(record: Any, how: Recast) -> str:
 
 
 def _turns(record: Any, how: Recast) -> Iterator[Record]:
-    turns = record.get(how.turns) if isinstance(record, dict) else None
+    turns = record.get(how.turns, record.get(how.turns.lower())) if isinstance(record, dict) else None
     if not isinstance(turns, list):
         raise _Unfit(f"'{how.turns}' is no list of turns")
     messages: list[tuple[str, str]] = []
@@ -286,7 +253,10 @@ _RULES: dict[str, Callable[[Any, Recast], Iterator[Record]]] = {
 
 
 def _string(record: Any, key: str) -> str:
-    value = record.get(key) if isinstance(record, dict) else None
+    """The text of a field, "" where there is none; of a list of answers the first. Tables have lower-case names."""
+    value = record.get(key, record.get(key.lower())) if isinstance(record, dict) else None
+    if isinstance(value, list):
+        value = next((v for v in value if isinstance(v, str) and v.strip()), None)
     if value is None:
         return ""
     if not isinstance(value, str):
