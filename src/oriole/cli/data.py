@@ -1,16 +1,22 @@
 """`oriole data …`: from files as they are found to shards that training reads."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oriole.cli.common import Json, Settings, new_app
+from oriole.cli.common import Json, Settings, new_app, paths_and_settings
+from oriole.errors import ConfigError
 
 __all__ = ["app"]
 
 app = new_app("data", "Clean, deduplicate, fetch, pack and look at data.")
 
+InOut = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders or globs, the folder to write, settings.", metavar="IN... OUT [KEY=VALUE]..."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking, however large it is.")]
 
 
@@ -52,3 +58,89 @@ def fetch(
         return
     report(result)
     print("\n".join(result.following))
+
+
+@app.command(
+    epilog="Example: oriole data clean raw/*.jsonl.gz corpus decontaminate=eval/*.jsonl heldout=0.01   (kind=chat or "
+    "preference for rows of those; rules=light; config=FILE.toml for everything; then open corpus/report.html)"
+)
+def clean(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders or globs, the folder to write, settings.", metavar="IN... OUT [KEY=VALUE]..."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Clean, decontaminate and deduplicate text, with a report to tune it by; a second call goes on where it was."""
+    from oriole.log import say
+    from oriole.text import cleanreport, pipeline
+
+    paths = [word for word in words if "=" not in word or Path(word).exists()]
+    config = pipeline.read_config([word for word in words if word not in paths])
+    if len(paths) < 2:
+        raise ConfigError("oriole data clean needs what to clean and a folder to write: oriole data clean IN... OUT")
+    report = pipeline.clean(paths[:-1], Path(paths[-1]), config)
+    print(json.dumps(cleanreport.summary(report), ensure_ascii=False) if as_json else cleanreport.text(report))
+    say(f"\nread {paths[-1]}/report.html to see what went, and why")
+
+
+@app.command(
+    epilog="Example: oriole data pack corpus packed tokenizer=runs/demo   (kind=, heldout=0.01, skip_bad=true, "
+    'workers=, engine=ray as needed; then [parts.zh] shards = "packed", lang = "zh" in a recipe)'
+)
+def pack(words: InOut, as_json: Json = False) -> None:
+    """Text and chats to token shards, on all cores; a second call does only what is missing or has changed."""
+    from oriole.config import parse_overrides, validate
+    from oriole.log import human, say
+    from oriole.text.pack import HELDOUT, PackConfig
+    from oriole.text.pack import pack as make
+
+    paths, settings = paths_and_settings(words)
+    config = validate(PackConfig, parse_overrides(settings), "oriole data pack")
+    if len(paths) < 2:
+        raise ConfigError("oriole data pack needs what to pack and a folder to write: oriole data pack IN... OUT")
+    made = make(paths[:-1], Path(paths[-1]), config)
+    if as_json:
+        print(json.dumps(made, ensure_ascii=False))
+        return
+    held = f", {made[HELDOUT]['documents']:,} more held out" if made[HELDOUT]["documents"] else ""
+    print(f"{human(made['tokens'])} tokens in {made['documents']:,} documents of {len(made['files'])} inputs{held}")
+    if made["skipped"]:
+        say(f"{made['skipped']:,} records could not be read, for example:", "yellow")
+        for example in made["examples"][:5]:
+            say(f"  {example}")
+    say(f"next: oriole data inspect {paths[-1]}")
+
+
+@app.command(
+    epilog="Example: oriole data inspect packed length=2048 html=packed.html   (or a run, or files of any format with "
+    "tokenizer=DIR; rows=, samples=, batch_size=, stage=, kind=, limit= as needed)"
+)
+def inspect(
+    path: Annotated[str, typer.Argument(help="A folder of shards, a run, or files: a path, folder or glob.")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Sources, tokens, lengths, samples, and what a batch really contains, with the loss mask in colour."""
+    from rich.console import Console
+
+    from oriole.apps.inspect import InspectConfig
+    from oriole.apps.inspectpage import write_page
+    from oriole.apps.inspecttext import show
+    from oriole.cli.inspect import inspect as describe
+    from oriole.config import parse_overrides, validate
+    from oriole.log import say
+
+    config = validate(InspectConfig, parse_overrides(settings or []), "oriole data inspect")
+    made = describe(Path(path), config)
+    if config.html:
+        write_page(made, config.html)
+    if as_json:
+        print(json.dumps(made, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    show(made, console if console.is_terminal else Console(highlight=False, width=120))
+    if config.html:
+        say(f"\nwritten to {config.html}")

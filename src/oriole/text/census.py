@@ -46,7 +46,7 @@ def census(shards: Shards, tok: Tokenizer, length: int) -> dict[str, Any]:
 
 def table(sources: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of counts, the largest first, and their sums."""
-    rows = sorted(sources, key=lambda row: (-row["bytes"], row["source"], row["lang"]))
+    rows = sorted(sources, key=lambda row: (-row.get("tokens", row["bytes"]), row["source"], row["lang"]))
     names = [name for name in (rows[0] if rows else {}) if name not in ("source", "lang")]
     return {"total": {name: sum(row[name] for row in rows) for name in names}, "sources": rows}
 
