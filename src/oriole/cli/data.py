@@ -64,21 +64,13 @@ def fetch(
     epilog="Example: oriole data clean raw/*.jsonl.gz corpus decontaminate=eval/*.jsonl heldout=0.01   (kind=chat or "
     "preference for rows of those; rules=light; config=FILE.toml for everything; then open corpus/report.html)"
 )
-def clean(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            help="Files, folders or globs, the folder to write, settings.", metavar="IN... OUT [KEY=VALUE]..."
-        ),
-    ],
-    as_json: Json = False,
-) -> None:
+def clean(words: InOut, as_json: Json = False) -> None:
     """Clean, decontaminate and deduplicate text, with a report to tune it by; a second call goes on where it was."""
     from oriole.log import say
     from oriole.text import cleanreport, pipeline
 
-    paths = [word for word in words if "=" not in word or Path(word).exists()]
-    config = pipeline.read_config([word for word in words if word not in paths])
+    paths, settings = paths_and_settings(words)
+    config = pipeline.read_config(settings)
     if len(paths) < 2:
         raise ConfigError("oriole data clean needs what to clean and a folder to write: oriole data clean IN... OUT")
     report = pipeline.clean(paths[:-1], Path(paths[-1]), config)

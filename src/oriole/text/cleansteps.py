@@ -20,6 +20,8 @@ from oriole.text.files import BrokenFile, Skipped
 from oriole.text.formats import read_chats, read_docs, read_preferences
 from oriole.text.records import Doc
 from oriole.text.rules import Drop, build_rules
+from oriole.text.ruleschat import build_chat_rules
+from oriole.text.ruleslang import identify
 from oriole.text.shards import held_out
 from oriole.text.tally import Tally, count_source
 from oriole.text.template import Chat, Preference
@@ -29,7 +31,7 @@ from oriole.text.work import new_file
 if TYPE_CHECKING:
     from oriole.text.pipeline import CleanConfig
 
-__all__ = ["DECONTAMINATE", "bad_records", "clean_input", "finish"]
+__all__ = ["DECONTAMINATE", "bad_records", "chat_rules", "clean_input", "finish"]
 
 T = TypeVar("T", Doc, Chat, Preference)
 
@@ -209,6 +211,10 @@ def _tokenizer(folder: str) -> Tokenizer | None:
 # --- kinds -----------------------------------------------------------------------------------------------------------
 
 
+SAFE = ("characters", "width", "simplify", "mask_mail", "mask_ids", "mask_phones", "mask_ips")
+"""Rules for documents that also mend messages: they leave alone what a message may be about, such as markup."""
+
+
 def _text_way(config: "CleanConfig") -> _Way[Doc]:
     def read(path: Path, bad: Skipped | None) -> Iterator[Doc]:
         return wiki.read_dump(path) if wiki.is_dump(path) else read_docs(path, skip_bad=bad)
@@ -220,26 +226,49 @@ def _text_way(config: "CleanConfig") -> _Way[Doc]:
 
 
 def _chat_way(config: "CleanConfig") -> _Way[Chat]:
-    from oriole.text.rules import build_chat_rules
-
     def read(path: Path, bad: Skipped | None) -> Iterator[Chat]:
         return wiki.read_questions(path, config.seed) if wiki.is_dump(path) else read_chats(path, skip_bad=bad)
 
     return _Way(
-        read, [(rule.name, rule) for rule in build_chat_rules(config.rules)], lambda chat: flat(chat.messages),
+        read, chat_rules(config), lambda chat: flat(chat.messages),
         lambda chat: {"lang": chat.lang, "source": chat.source, "row": chat_row(chat)},
     )  # fmt: skip
 
 
 def _preference_way(config: "CleanConfig") -> _Way[Preference]:
-    from oriole.text.rules import build_chat_rules
-
-    rules = [(rule.name, partial(_on_pair, rule)) for rule in build_chat_rules(config.rules)]
     return _Way(
-        lambda path, bad: read_preferences(path, skip_bad=bad), rules,
+        lambda path, bad: read_preferences(path, skip_bad=bad),
+        [(name, partial(_on_pair, rule)) for name, rule in chat_rules(config)],
         lambda pair: flat((*pair.prompt, *pair.chosen, *pair.rejected)),
         lambda pair: {"lang": pair.lang, "source": pair.source, "row": preference_row(pair)},
     )  # fmt: skip
+
+
+def chat_rules(config: "CleanConfig") -> list[tuple[str, Callable[[Chat], Chat | Drop]]]:
+    """(name, rule) for conversations: those that mend their messages, then those that drop them."""
+    mending = [(rule.name, partial(_on_messages, rule)) for rule in build_rules(config.rules) if rule.name in SAFE]
+    return [("identify", _identify), *mending, *((rule.name, rule) for rule in build_chat_rules(config.chat))]
+
+
+def _identify(chat: Chat) -> Chat:
+    return chat if chat.lang else replace(chat, lang=identify(flat(chat.messages)))
+
+
+def _on_messages(rule: Callable[[Doc], Doc | Drop], chat: Chat) -> Chat:
+    """A rule for documents on what people and the assistant say; calls and results of tools stay as they are."""
+
+    def mended(text: str) -> str:
+        result = rule(Doc(text, chat.lang))
+        return text if isinstance(result, Drop) else result.text
+
+    messages = []
+    for message in chat.messages:
+        content = message.content if message.role == "tool" else mended(message.content)
+        reasoning = mended(message.reasoning) if message.reasoning else message.reasoning
+        same = content == message.content and reasoning == message.reasoning
+        messages.append(message if same else replace(message, content=content, reasoning=reasoning))
+    changed = any(new is not old for new, old in zip(messages, chat.messages, strict=True))
+    return replace(chat, messages=tuple(messages)) if changed else chat
 
 
 def _on_pair(rule: Callable[[Chat], Chat | Drop], pair: Preference) -> Preference | Drop:

@@ -28,11 +28,12 @@ from oriole import __version__
 from oriole.config import Config, apply_overrides, parse_overrides, read_toml, to_toml, validate
 from oriole.errors import DataError, raise_for_os_error
 from oriole.text import cleanreport
-from oriole.text.cleansteps import DECONTAMINATE, bad_records, clean_input, finish
+from oriole.text.cleansteps import DECONTAMINATE, bad_records, chat_rules, clean_input, finish
 from oriole.text.dedup import DedupConfig, Duplicates, find_duplicates
 from oriole.text.llamafactory import data_sets
 from oriole.text.paths import DESCRIPTION, Skipped, expand, names_sets, plain_stem
 from oriole.text.rules import RulesConfig, build_rules
+from oriole.text.ruleschat import ChatRulesConfig, build_chat_rules
 from oriole.text.twins import near_pairs
 from oriole.text.work import Engine, Piece, run_pieces
 
@@ -55,6 +56,8 @@ class CleanConfig(Config):
     first two: articles, or questions about them."""
     rules: RulesConfig = RulesConfig()
     """Which rules, with what thresholds; `rules=light` or `rules=full` for a preset."""
+    chat: ChatRulesConfig = ChatRulesConfig()
+    """Which rules drop conversations and preference pairs. Of `rules` those that are safe mend their messages."""
     dedup: DedupConfig = DedupConfig()
     """Which duplicates count as such."""
     decontaminate: tuple[str, ...] = ()
@@ -126,21 +129,19 @@ def clean(patterns: Sequence[str | Path], out: Path, config: CleanConfig) -> dic
     work = {name: {part: done / part / f"{name}.jsonl.zst" for part in PARTS} for name in keys}
     samples = {name: done / "samples" / f"{name}.json" for name in keys}
     options: dict[str, Any] = {"engine": config.engine, "workers": config.workers}
-    cleaned = run_pieces(
-        clean_input,
-        [
-            Piece(
-                each.name,
-                keys[each.name],
-                (each.name, each.paths, evaluation, config, work[each.name], samples[each.name]),
-                (*work[each.name].values(), samples[each.name]),
-            )
-            for each in inputs
-        ],
-        done / "clean",
-        what="cleaning",
-        **options,
-    )
+    pieces = [
+        Piece(
+            each.name,
+            keys[each.name],
+            (each.name, each.paths, evaluation, config, work[each.name], samples[each.name]),
+            (*work[each.name].values(), samples[each.name]),
+        )
+        for each in inputs
+    ]
+    try:
+        cleaned = run_pieces(clean_input, pieces, done / "clean", what="cleaning", **options)
+    except DataError as error:
+        raise DataError(f"{error}{_hint(str(error))}") from error
     left = {
         work[name][part]: sum(documents for documents, _ in counts[part].values())
         for name, counts in zip(keys, cleaned, strict=True)
@@ -169,6 +170,14 @@ def clean(patterns: Sequence[str | Path], out: Path, config: CleanConfig) -> dic
     )  # fmt: skip
     cleanreport.write(report, to_toml(_as_reported(config)), out)
     return report
+
+
+def _hint(fault: str) -> str:
+    """What to do about records of another kind than was said."""
+    for kind, looks in (("text", "running text"), ("chat", "a chat"), ("preference", "a preference pair")):
+        if f"it looks like {looks}" in fault:
+            return f"; clean it with kind={kind}"
+    return ""
 
 
 def _as_reported(config: CleanConfig) -> CleanConfig:
@@ -309,24 +318,21 @@ def _remove_empty(folder: Path) -> None:
 
 def _described(config: CleanConfig) -> list[tuple[str, str, str]]:
     """(name, setting, what it does) of the rules in their order, as their keys in the recipe say it."""
+    rules = [(rule.name, "rules") for rule in build_rules(config.rules)]
+    if config.kind != "text":
+        chat = {rule.name for rule in build_chat_rules(config.chat)}
+        rules = [(name, "chat" if name in chat else "rules") for name, _ in chat_rules(config)]
     out = []
-    for name in _rules(config):
-        field = RulesConfig.model_fields.get(name)
-        value = _plain(getattr(config.rules, name)) if field is not None else ""
-        said = f"{field.description} Set by `rules.{name}`." if field is not None else _ABOUT.get(name, "")
+    for name, table in rules:
+        keys: RulesConfig | ChatRulesConfig = config.chat if table == "chat" else config.rules
+        field = type(keys).model_fields.get(name)
+        value = _plain(getattr(keys, name)) if field is not None else ""
+        said = f"{field.description} Set by `{table}.{name}`." if field is not None else _ABOUT.get(name, "")
         out.append((name, "" if value == "true" else value, said))
     if config.decontaminate:
         said = "Documents that share a 13-gram with an evaluation file (Brown et al. 2020, appendix C)."
         out.append((DECONTAMINATE, "", said))
     return out
-
-
-def _rules(config: CleanConfig) -> list[str]:
-    if config.kind == "text":
-        return [rule.name for rule in build_rules(config.rules)]
-    from oriole.text.rules import build_chat_rules
-
-    return [rule.name for rule in build_chat_rules(config.rules)]
 
 
 def _plain(value: Any) -> str:
@@ -336,7 +342,7 @@ def _plain(value: Any) -> str:
 _ABOUT = {
     "markup": "Remains of HTML and wiki pages. Set by `rules.html` and `rules.wiki`.",
     "identify": "Finds the language of documents that do not say it. Never drops.",
-    "c4_lines": "English lines that C4 leaves out. Set by `rules.c4_terminal`, `c4_line_words`, `c4_word_characters`.",
+    "c4_lines": "English lines that C4 leaves out. Set by `c4_terminal`, `c4_line_words` and `c4_word_characters`.",
     "tidy": "Blank lines and ends of lines once more, after the rules that remove things.",
     "length": "Set by `rules.min_characters` and `rules.max_characters`.",
 }
