@@ -364,6 +364,27 @@ def test_each_epoch_visits_each_document_once_in_another_order(parts: dict[str, 
     assert all(order != sorted(order) for order in epochs)
 
 
+@pytest.mark.parametrize("length", [1, 7, 39, 100])
+def test_pieces_hold_every_pair_once_and_spread_a_document(parts: dict[str, Shards | View], length: int) -> None:
+    zh = parts["zh"]
+
+    def pairs(ids: Any, mask: Any) -> list[tuple[int, int, int]]:
+        return list(zip(ids[:-1].tolist(), ids[1:].tolist(), mask[1:].tolist(), strict=True))
+
+    whole = Counter(pair for i in range(len(zh)) for pair in pairs(*zh.doc(i)))
+    mixture = Mixture({"zh": zh}, {"zh": 1}, seed=1, length=length)
+    seen: Counter[tuple[int, int, int]] = Counter()
+    sizes = []
+    while mixture.epochs()["zh"] < 1:
+        ids, mask = next(mixture)
+        sizes.append(len(ids))
+        seen.update(pairs(ids, mask))
+    assert seen == whole and max(sizes) <= length + 1
+    assert json.loads(json.dumps(mixture.state_dict()))["parts"]["zh"]["length"] == length
+    with pytest.raises(CheckpointError, match="length"):
+        Mixture({"zh": zh}, {"zh": 1}, seed=1, length=length + 1).load_state_dict(mixture.state_dict())
+
+
 def test_the_order_follows_from_seed_and_name(parts: dict[str, Shards | View]) -> None:
     def order(name: str, seed: int) -> list[int]:
         mixture = Mixture({name: parts["zh"]}, {name: 1}, seed)

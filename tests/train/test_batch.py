@@ -6,10 +6,12 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oriole.errors import DataError
 from oriole.train.batch import IGNORE, Batch, Packer
 
 
@@ -52,15 +54,15 @@ def expected(docs: list[tuple[np.ndarray, np.ndarray]], length: int) -> list[tup
     """The segments of the documents, cut at multiples of `length`, spelled out slowly."""
     out = []
     for ids, mask in docs:
-        for start in range(0, len(ids), length):
-            span = range(start, min(start + length, len(ids)))
-            following = [int(ids[i + 1]) if i + 1 < len(ids) and mask[i + 1] else IGNORE for i in span]
+        for start in range(0, len(ids) - 1, length):
+            span = range(start, min(start + length, len(ids) - 1))
+            following = [int(ids[i + 1]) if mask[i + 1] else IGNORE for i in span]
             out.append((tuple(int(ids[i]) for i in span), tuple(following)))
     return out
 
 
 @given(
-    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=40),
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=40).filter(lambda n: max(n) > 1),
     batch_size=st.integers(1, 4),
     length=st.sampled_from([8, 16, 33]),
 )
@@ -90,6 +92,11 @@ def test_resumed_equals_unbroken(stop: int, seed: int) -> None:
         a, b = next(unbroken), next(resumed)
         for name in ("tokens", "targets", "doc", "pos"):
             assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def test_documents_without_a_pair_are_an_error_not_an_endless_search() -> None:
+    with pytest.raises(DataError, match="no second token"):
+        next(Packer(Cycle(documents([1, 1])), 1, 8))
 
 
 def test_rows_of_short_chats_are_full() -> None:

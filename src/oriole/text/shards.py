@@ -292,15 +292,26 @@ class View:
         if len(self._indices) and not 0 <= self._indices.min() <= self._indices.max() < len(shards):
             raise IndexError(f"a view on documents outside the {len(shards)} of {shards.folder}")
         self.num_tokens = int(shards.lengths[self._indices].sum())
+        self.sources, self.source_ids = shards.sources, shards.source_ids[self._indices]
+        self.byte_lengths = shards.byte_lengths
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def only(self, chosen: NDArray[np.integer[Any]]) -> "View":
+        """The documents at these places of the view, as a view on the same shards."""
+        return View(self.shards, self._indices[chosen])
 
     def doc(self, i: int) -> tuple[Ids, Mask]:
         """Ids (n,) and loss mask (n,) of the view's document `i`."""
         if i < 0:
             raise IndexError(f"document {i} of {len(self)}")
         return self.shards.doc(self._indices[i])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(documents,): tokens of each."""
+        return self.shards.lengths[self._indices]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -317,9 +328,12 @@ class View:
 class _Walk:
     """One part of a mixture: epoch after epoch, each in an order of its own."""
 
-    def __init__(self, name: str, part: View | Shards, share: float, seed: int) -> None:
-        self.name, self.part, self.share, self._seed = name, part, share, seed
-        self.size = len(part)
+    def __init__(self, name: str, part: View | Shards, share: float, seed: int, length: int | None) -> None:
+        self.name, self.part, self.share, self._seed, self.length = name, part, share, seed, length
+        # Pieces of document i are _first[i] … _first[i + 1] - 1.
+        pieces = np.ones(len(part), np.int64) if length is None else np.maximum(1, -(-(part.lengths - 1) // length))
+        self._first: NDArray[np.int64] = np.concatenate([[0], np.cumsum(pieces)])
+        self.size = int(self._first[-1])
         self.epoch = self.cursor = self.tokens = 0
         self._order_of = -1
         self._order: NDArray[np.int64]
@@ -329,10 +343,19 @@ class _Walk:
             self.epoch, self.cursor = self.epoch + 1, 0
         if self._order_of != self.epoch:
             self._order, self._order_of = self._permutation(self.epoch), self.epoch
-        doc = self.part.doc(self._order[self.cursor])
+        ids, mask = self._piece(int(self._order[self.cursor]))
         self.cursor += 1
-        self.tokens += len(doc[0])
-        return doc
+        self.tokens += len(ids)
+        return ids, mask
+
+    def _piece(self, number: int) -> tuple[Ids, Mask]:
+        if self.length is None:
+            return self.part.doc(number)
+        doc = int(np.searchsorted(self._first, number, side="right")) - 1
+        ids, mask = self.part.doc(doc)
+        start = (number - int(self._first[doc])) * self.length
+        span = slice(start, start + self.length + 1)
+        return ids[span], mask[span]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         # Sorting a generator's raw output, because NumPy promises that stream for all versions, `permutation` not.
@@ -347,9 +370,15 @@ class Mixture:
     The next document comes from the part that is furthest below its share of the tokens so far (the first of equals).
     Each part is walked in epochs, each a permutation that follows from `seed`, the part's name and the epoch alone:
     the state is a few numbers for each part, whatever the size of the data.
+
+    With a `length`, what is walked are pieces of `length` + 1 tokens of which each opens with the last token of the one
+    before: `length` pairs of a token and its successor, none lost and none twice. So a book is spread over the epoch,
+    where whole it would fill one batch after the other with nothing but itself.
     """
 
-    def __init__(self, parts: Mapping[str, View | Shards], weights: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self, parts: Mapping[str, View | Shards], weights: Mapping[str, float], seed: int, length: int | None = None
+    ) -> None:
         """`weights` need not sum to 1; a part of weight 0 is left out. `ConfigError`, `DataError` when unusable."""
         if set(parts) != set(weights):
             raise ConfigError(f"the mixture has parts {_names(parts)} but weights for {_names(weights)}; name the same")
@@ -362,7 +391,7 @@ class Mixture:
         if not total:
             raise ConfigError("no part of the mixture has a weight above 0; give at least one")
         self._seed = seed
-        self._walks = [_Walk(n, part, weights[n] / total, seed) for n, part in parts.items() if weights[n]]
+        self._walks = [_Walk(n, part, weights[n] / total, seed, length) for n, part in parts.items() if weights[n]]
         self._tokens = 0
 
     def __iter__(self) -> Self:
@@ -411,9 +440,9 @@ class Mixture:
         for walk in self._walks:
             said = state["parts"][walk.name]
             for key, now in _identity(walk).items():
-                if said[key] != now:
+                if said.get(key) != now:
                     raise CheckpointError(
-                        f"part '{walk.name}' had {key} {said[key]} when the position was saved, now {now}; "
+                        f"part '{walk.name}' had {key} {said.get(key)} when the position was saved, now {now}; "
                         "use the same data and weights to go on, or start the run afresh"
                     )
         for walk in self._walks:
@@ -424,7 +453,7 @@ class Mixture:
 
 def _identity(walk: _Walk) -> dict[str, Any]:
     """What must be the same for a position to mean the same."""
-    return {"fingerprint": walk.part.fingerprint, "share": walk.share}
+    return {"fingerprint": walk.part.fingerprint, "share": walk.share, "length": walk.length}
 
 
 def _names(names: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oriole.errors import DataError
+
 __all__ = ["IGNORE", "Batch", "Packer"]
 
 IGNORE = -100
@@ -41,6 +43,9 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+BARREN = 100_000
+"""Documents of one token in a row after which it is clear that no row can ever be filled."""
+
 Piece = tuple[int, int, np.ndarray, np.ndarray]
 """Length, order of arrival, tokens (n,), targets (n,)."""
 
@@ -48,7 +53,8 @@ Piece = tuple[int, int, np.ndarray, np.ndarray]
 class Packer:
     """Packs a stream of documents into batches (B, T), best fit first.
 
-    A document longer than T is cut into pieces that keep their targets across the cut but start anew otherwise. The
+    A document of n ids gives n - 1 pairs of a token and its successor, the target. One of more than T pairs is cut into
+    pieces that start anew, with no pair lost. The
     oldest waiting piece opens a row, so that none waits for ever; then the longest that fits follows, until nothing
     does. About `2 B T` tokens wait in the buffer: enough to fill rows of short chats beyond 97 %, and little to save.
     """
@@ -91,14 +97,18 @@ class Packer:
             index = bisect_right(self._waiting, space, key=lambda p: p[0]) - 1
 
     def _refill(self) -> None:
+        barren = 0
         while self._waiting_tokens < 2 * self.batch_size * self.length:
             ids, mask = next(self.stream)
-            following = np.append(np.where(mask[1:], ids[1:].astype(np.int64), IGNORE), IGNORE)
+            ids, following = ids[:-1], np.where(mask[1:], ids[1:].astype(np.int64), IGNORE)
             for start in range(0, len(ids), self.length):
                 span = slice(start, start + self.length)
                 insort(self._waiting, (len(ids[span]), self._arrived, ids[span], following[span]), key=lambda p: p[:2])
                 self._arrived += 1
             self._waiting_tokens += len(ids)
+            barren = 0 if len(ids) else barren + 1
+            if barren > BARREN:
+                raise DataError(f"{barren:,} documents in a row have no second token; give documents with text")
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's state and the waiting pieces, for JSON; bounded by the buffer, whatever the corpus."""

@@ -16,7 +16,8 @@ __all__ = ["Muon", "orthogonalise"]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic x -> a x + b x^3 + c x^5, which lifts small singular values fastest (Jordan et al. 2024)."""
-STEPS = 5
+_ROUNDS, _ROUNDS_WIDE = (1, 1, 1, 1, 1), (3, 2)
+"""Newton–Schulz steps between two looks at the matrix itself; five in all."""
 MOMENTUM = 0.95
 
 
@@ -88,20 +89,18 @@ def orthogonalise(x: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     y = x.bfloat16()
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    gram = y @ y.mT
-    if y.shape[2] <= 2 * y.shape[1]:
-        for step in range(STEPS):
-            gram = gram if step == 0 else y @ y.mT
-            y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-        return y.to(x.dtype)
-    # Every step multiplies y from the left by a polynomial p of its Gram matrix G, and turns G into p G p: for a wide
-    # matrix it is cheaper to follow the small square ones and to multiply y once.
-    product: Tensor | None = None
-    for step in range(STEPS):
-        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = p if product is None else p @ product
-        gram = p @ gram @ p if step < STEPS - 1 else gram
-    assert product is not None
-    out: Tensor = product @ y
-    return out.to(x.dtype)
+    # Every step multiplies y from the left by a polynomial p of its Gram matrix G = y y^T, and turns G into p G p. For
+    # a wide matrix it is cheaper to follow the small square ones and to multiply y once for several steps; but in bf16
+    # their errors grow with each, and five in a row turn the small singular values of a real gradient into noise.
+    for steps in _ROUNDS_WIDE if y.shape[2] > 2 * y.shape[1] else _ROUNDS:
+        gram = y @ y.mT
+        product: Tensor | None = None
+        for step in range(steps):
+            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            p.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = p if product is None else p @ product
+            gram = p @ gram @ p if step < steps - 1 else gram
+        assert product is not None
+        y = product @ y
+    out: Tensor = y.to(x.dtype)
+    return out

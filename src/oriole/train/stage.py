@@ -22,7 +22,7 @@ from oriole.log import Metrics, human, say
 from oriole.model.config import ModelConfig, preset
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
-from oriole.text.shards import Mixture, Shards
+from oriole.text.shards import Mixture, Shards, View
 from oriole.text.tokenizer import Tokenizer
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
@@ -57,7 +57,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
     _write_identity(recipe, tokenizer, train)
     _describe(recipe, model.config, train, steps)
 
-    stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed)
+    stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
     data = Packer(stream, recipe.train.batch_size, recipe.train.length)
     metrics = Metrics(recipe.folder / "metrics.jsonl")
     evaluation = _evaluation(recipe, model, tokenizer, val)
@@ -120,7 +120,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shards]) -> None:
+def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shards | View]) -> None:
     settled = recipe.model_copy(update={"train": recipe.train.model_copy(update={"resume": "auto"})})
     text = to_toml(settled)
     # `resume` says how this call began, not what the run is.
@@ -227,7 +227,9 @@ def _optim_config(recipe: Recipe) -> OptimConfig:
     )
 
 
-def _fingerprint(recipe: Recipe, shape: ModelConfig, tokenizer: Tokenizer, train: dict[str, Shards]) -> dict[str, Any]:
+def _fingerprint(
+    recipe: Recipe, shape: ModelConfig, tokenizer: Tokenizer, train: dict[str, Shards | View]
+) -> dict[str, Any]:
     """What a checkpoint must share with this call for the resumed run to equal the unbroken one."""
     table = recipe.train
     return {
@@ -240,14 +242,14 @@ def _fingerprint(recipe: Recipe, shape: ModelConfig, tokenizer: Tokenizer, train
     }
 
 
-def _steps(recipe: Recipe, train: dict[str, Shards]) -> int:
+def _steps(recipe: Recipe, train: dict[str, Shards | View]) -> int:
     table = recipe.train
     tokens = table.tokens or (table.epochs or 0) * sum(s.num_tokens for s in train.values())
     return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))
 
 
 def _evaluation(
-    recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards]
+    recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards | View]
 ) -> Callable[[int], dict[str, Any]]:
     def evaluate(step: int) -> dict[str, Any]:
         """Bits per byte of every part and the fixed prompts' continuations."""
@@ -261,7 +263,7 @@ def _evaluation(
     return evaluate
 
 
-def _describe(recipe: Recipe, shape: ModelConfig, train: dict[str, Shards], steps: int) -> None:
+def _describe(recipe: Recipe, shape: ModelConfig, train: dict[str, Shards | View], steps: int) -> None:
     table = recipe.train
     tokens = steps * table.batch_size * table.length * table.accumulate
     have = ", ".join(f"{name} {human(s.num_tokens)}" for name, s in train.items())
