@@ -211,7 +211,7 @@ def _tokenizer(folder: str) -> Tokenizer | None:
 # --- kinds -----------------------------------------------------------------------------------------------------------
 
 
-SAFE = ("characters", "width", "simplify", "mask_mail", "mask_ids", "mask_phones", "mask_ips")
+SAFE = ("characters", "width", "simplify", "mask_mail", "mask_numbers")
 """Rules for documents that also mend messages: they leave alone what a message may be about, such as markup."""
 
 

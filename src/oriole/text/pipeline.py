@@ -343,6 +343,7 @@ _ABOUT = {
     "markup": "Remains of HTML and wiki pages. Set by `rules.html` and `rules.wiki`.",
     "identify": "Finds the language of documents that do not say it. Never drops.",
     "c4_lines": "English lines that C4 leaves out. Set by `c4_terminal`, `c4_line_words` and `c4_word_characters`.",
+    "mask_numbers": "Telephone, identity and IP numbers masked. Set by `mask_phones`, `mask_ids` and `mask_ips`.",
     "tidy": "Blank lines and ends of lines once more, after the rules that remove things.",
     "length": "Set by `rules.min_characters` and `rules.max_characters`.",
 }

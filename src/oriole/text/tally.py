@@ -16,7 +16,7 @@ EXCERPT_HEAD, EXCERPT_TAIL = 500, 160
 """Characters shown of the beginning and the end of a dropped document."""
 CONTEXT, WINDOW = 60, 420
 """Characters shown before the first change in a changed document, and in all."""
-MAX_SOURCES = 1000
+MAX_SOURCES = 200
 """Sources that are counted by name; further ones are counted together."""
 OTHER = "(other sources)"
 
@@ -103,7 +103,7 @@ class Tally:
 
 
 def count_source(sources: dict[str, list[int]], source: str, chars: int) -> None:
-    """One more document of a source; the names of some thousand sources are kept apart."""
+    """One more document of a source; the names of some hundred sources are kept apart."""
     _count(sources, source if source in sources or len(sources) < MAX_SOURCES else OTHER, 1, chars)
 
 
