@@ -136,11 +136,11 @@ class TokenFile:
 
     def _chat(self, one: Exchange, skip_bad: Skipped | None) -> Chat | None:
         place, text, ask, answer = one
-        record = {"text": text.strip()} if rendered.is_rendered(text) else {"prompt": ask, "response": answer}
         try:
+            record = {"text": text.strip()} if rendered.turns(text) else {"prompt": ask, "response": answer}
             chat = records.chat(record)
-        except records.Misfit as misfit:
-            refuse(self.path, place, str(misfit), skip_bad)
+        except (records.Misfit, ValueError) as fault:
+            refuse(self.path, place, str(fault), skip_bad)
             return None
         messages = tuple(Message(m.role, m.content.strip(), m.tool_calls, m.reasoning) for m in chat.messages)
         return Chat(messages, chat.tools, self.path.stem)
