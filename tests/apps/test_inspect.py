@@ -100,7 +100,7 @@ def test_counting_in_small_pieces_changes_nothing(
 def test_a_batch_is_the_one_that_training_sees(tok: Tokenizer, folder: Path) -> None:
     pack([folder / "data"], folder / "packed", PackConfig(tokenizer=folder / "tok", skip_bad=True))
     batch = inspect(folder / "packed", InspectConfig(length=128, batch_size=4, rows=4, seed=5))["batch"]
-    packer = Packer(Mixture({"": Shards.open(folder / "packed")}, {"": 1}, 5), 4, 128)
+    packer = Packer(Mixture({"": Shards.open(folder / "packed")}, {"": 1}, 5, length=128), 4, 128)
     batches = [next(packer) for _ in range(16)]
     places = 16 * 4 * 128
     assert batch["fill"] == sum(int((b.doc >= 0).sum()) for b in batches) / places
@@ -110,13 +110,13 @@ def test_a_batch_is_the_one_that_training_sees(tok: Tokenizer, folder: Path) -> 
     for row in batch["rows"]:
         r = row["row"]
         assert row["padding"] == int((batches[0].doc[r] < 0).sum())
-        text = "".join(run for document in row["documents"] for _, run in document["spans"])
-        filled = batches[0].tokens[r][batches[0].doc[r] >= 0].tolist()
-        assert len(text) == len(tok.decode(filled, skip_special=False))
         assert sum(d["trained_tokens"] for d in row["documents"]) == int((batches[0].targets[r] != IGNORE).sum())
         for n, document in enumerate(row["documents"]):
             pos = batches[0].pos[r][batches[0].doc[r] == n].tolist()
-            assert document["cut"] == (batches[0].targets[r][batches[0].doc[r] == n][-1] != IGNORE)
+            here = batches[0].doc[r] == n
+            ids, last = batches[0].tokens[r][here].tolist(), int(batches[0].targets[r][here][-1])
+            text = tok.decode([*ids, last] if last != IGNORE else ids, skip_special=False)
+            assert len("".join(run for _, run in document["spans"])) == len(text)
             assert (document["from"], document["to"], document["tokens"]) == (pos[0], pos[-1], len(pos))
 
 

@@ -130,8 +130,8 @@ def batch_preview(batches: Iterable[Batch], tok: Tokenizer, rows: int) -> dict[s
     The rows shown are those with the most documents, where packing is to be seen best.
 
     {"batch_size", "length", "batches", "fill" and "trained" (shares of all places), "documents_per_row", "longest",
-    "rows": [{"row" (from 0), "documents": [{"from", "to" (positions), "tokens", "trained_tokens", "cut" (it goes on in
-    another row), "spans"}], "padding"}]}
+    "rows": [{"row" (from 0), "documents": [{"from", "to" (positions), "tokens", "trained_tokens", "spans"}],
+    "padding"}]}
     """
     figures: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
@@ -162,14 +162,17 @@ def _row(
     documents = []
     for number in range(int(doc.max()) + 1):
         (places,) = np.nonzero(doc == number)
-        # A token is learnt where the place before it has it as its target; the first of a piece never is. The last
-        # place has a target only where the packer has cut: the token that opens the next piece.
-        learnt = [False, *(targets[places[:-1]] != IGNORE)]
+        ids, wanted = tokens[places].tolist(), targets[places]
+        # A token is learnt where the place before it has it as its target; the first never is. The last target is no
+        # place of its own in the row, but it is learnt like the others.
+        learnt = [False, *(wanted != IGNORE)]
+        ids.append(int(wanted[-1]))
+        if not learnt[-1]:
+            del ids[-1], learnt[-1]
         documents.append(
             {
                 "from": int(pos[places[0]]), "to": int(pos[places[-1]]), "tokens": len(places),
-                "trained_tokens": int((targets[places] != IGNORE).sum()), "cut": bool(targets[places[-1]] != IGNORE),
-                "spans": spans(tokens[places].tolist(), learnt, tok),
+                "trained_tokens": int((wanted != IGNORE).sum()), "spans": spans(ids, learnt, tok),
             }
         )  # fmt: skip
     return {"documents": documents, "padding": int((doc < 0).sum())}

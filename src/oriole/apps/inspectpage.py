@@ -136,7 +136,7 @@ def _batch(batch: Mapping[str, Any]) -> str:
         for n, document in enumerate(row["documents"]):
             head = (
                 f"document {n + 1} · positions {document['from']:,}–{document['to']:,} · "
-                f"{document['trained_tokens']:,} of {document['tokens']:,} tokens trained{' · cut, it goes on in another row' if document['cut'] else ''}"
+                f"{document['trained_tokens']:,} of {document['tokens']:,} tokens trained"
             )
             out.append(f'<div class="doc e{n % 4}"><small>{head}</small>{_spans(document["spans"])}</div>')
         if row["padding"]:

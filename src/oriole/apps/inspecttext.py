@@ -199,7 +199,7 @@ def _batch(batch: Mapping[str, Any]) -> Group:
         for n, document in enumerate(row["documents"], 1):
             head = (
                 f"document {n} · positions {document['from']:,}–{document['to']:,} · "
-                f"{document['trained_tokens']:,} of {document['tokens']:,} trained{' · cut' if document['cut'] else ''}"
+                f"{document['trained_tokens']:,} of {document['tokens']:,} trained"
             )
             out.append(_in(Text.assemble(("▍ ", "cyan"), (head, "cyan"))))
             out.append(Padding(coloured(document["spans"]), (0, 0, 0, 4)))

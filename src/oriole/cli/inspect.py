@@ -7,6 +7,7 @@ from typing import Any
 
 from oriole.apps.inspect import SCHEMA, InspectConfig, Records, batch_preview, describe_shards
 from oriole.errors import DataError
+from oriole.text.census import table
 from oriole.text.kinds import find_kind
 from oriole.text.pack import chat_rows, load_tokenizer, text_rows
 from oriole.text.paths import expand
@@ -45,8 +46,9 @@ def _batch(
         return None
     from oriole.train.batch import Packer
 
-    stream = Mixture(parts, weights, SEED if config.seed is None else config.seed)
-    packer = Packer(stream, config.batch_size or BATCH_SIZE, config.length or LENGTH)
+    length = config.length or LENGTH
+    stream = Mixture(parts, weights, SEED if config.seed is None else config.seed, length=length)
+    packer = Packer(stream, config.batch_size or BATCH_SIZE, length)
     return {"title": title, **batch_preview(packer, tok, config.rows)}
 
 
@@ -77,7 +79,7 @@ def _tokenizer_of(path: Path, config: InspectConfig) -> Tokenizer:
 
 def _of_run(run: Path, config: InspectConfig) -> dict[str, Any]:
     from oriole.config import read_toml, validate
-    from oriole.train.prepare import weighted
+    from oriole.train.prepare import part_of, weighted
     from oriole.train.recipe import Recipe
 
     stages = [stage for stage in STAGES if (run / stage / "recipe.toml").exists()]
@@ -93,19 +95,25 @@ def _of_run(run: Path, config: InspectConfig) -> dict[str, Any]:
         }
     )
     tok = load_tokenizer(config.tokenizer or run)
-    shards = {name: _newest(run, stage, name) for name in recipe.parts}
+    shards = {
+        name: Shards.open(part.shards) if part.shards else _newest(run, stage, name)
+        for name, part in recipe.parts.items()
+    }
     weights = {name: part.weight for name, part in recipe.parts.items()}
     total = sum(weights.values())
-    parts = [
-        {
-            "name": name,
-            "share": weights[name] / total,
-            **describe_shards(s, tok, config.length or LENGTH, config.samples),
-        }
-        for name, s in shards.items()
-    ]
+    parts = []
+    for name, part in recipe.parts.items():
+        made = describe_shards(shards[name], tok, config.length or LENGTH, config.samples)
+        if part.lang:  # a part of a packed folder: of what was counted its rows remain
+            made = {
+                **table(row for row in made["sources"] if row["lang"] == part.lang),
+                "kind": "shards",
+                "samples": [],
+            }
+        parts.append({"name": name, "share": weights[name] / total, **made})
+    used = {name: part_of(part, shards[name]) for name, part in recipe.parts.items()}
     title = f"The first batch of {stage}"
-    return _made(run, f"run, stage {stage}", tok, parts, _batch(*weighted(recipe, shards), tok, config, title))
+    return _made(run, f"run, stage {stage}", tok, parts, _batch(*weighted(recipe, used), tok, config, title))
 
 
 def _newest(run: Path, stage: str, part: str) -> Shards:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from oriole.errors import DataError
 from oriole.log import say
 from oriole.text.clean import language, normalise
 from oriole.text.formats import Doc, expand, read_chats, read_docs
+from oriole.text.pack import HELDOUT
 from oriole.text.shards import Shards, View, encode_chats, encode_docs, held_out, write_shards
 from oriole.text.template import Chat
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
 from oriole.train.recipe import Part, Recipe
 
-__all__ = ["make_shards", "make_tokenizer", "weighted"]
+__all__ = ["make_shards", "make_tokenizer", "part_of", "weighted"]
 
 PACKING_SLACK = 1.02
 """Shards of a run limited by `train.tokens` hold this much more than its share, for the holes of packing."""
@@ -34,6 +35,11 @@ def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
     folder = recipe.run / "tokenizer"
     if recipe.tokenizer.path is not None:
         return Tokenizer.load(recipe.tokenizer.path)
+    packed = [part.shards for part in recipe.parts.values() if part.shards is not None]
+    if packed:
+        tokenizer = Tokenizer.load(packed[0] / "tokenizer")
+        tokenizer.save(folder, chat=False)
+        return tokenizer
     if (folder / "tokenizer.json").exists():
         return Tokenizer.load(folder)
     table = recipe.tokenizer
@@ -110,14 +116,44 @@ def _globs(recipe: Recipe) -> str:
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards], dict[str, Shards]]:
+def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards | View], dict[str, Shards | View]]:
     """Training and validation shards of every part, made where they are missing or made from other files."""
-    train, val = {}, {}
+    train: dict[str, Shards | View] = {}
+    val: dict[str, Shards | View] = {}
     for name, part in recipe.parts.items():
-        train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
-        if part.format is None:  # a replay is there against forgetting, not to be measured
+        if part.shards is not None:
+            train[name] = _packed(part, part.shards, tokenizer, name)
+        else:
+            train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
+        if part.format is not None:  # a replay is there against forgetting, not to be measured
+            continue
+        if part.shards is not None and not part.val:
+            val[name] = _packed(part, part.shards / HELDOUT, tokenizer, name)
+        else:
             val[name] = _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
     return train, val
+
+
+def _packed(part: Part, folder: Path, tokenizer: Tokenizer, name: str) -> Shards | View:
+    """The documents of a packed folder that a part asks for; refused where another tokenizer made them."""
+    if folder.name == HELDOUT and not (folder / "index.json").exists():
+        raise DataError(
+            f"{folder.parent} has no held-out documents to validate parts.{name} with; pack it with heldout=0.005, or "
+            f"name files: parts.{name}.val"
+        )
+    shards = Shards.open(folder)
+    if shards.tokenizer != tokenizer.fingerprint():
+        raise DataError(f"parts.{name}: {folder} was packed with another tokenizer than the model's; pack it again")
+    chosen = part_of(part, shards)
+    if not len(chosen):
+        known = ", ".join(filter(None, shards.langs)) or "no languages"
+        raise DataError(f"parts.{name}: {folder} holds no documents with lang = '{part.lang}'; it holds {known}")
+    return chosen
+
+
+def part_of(part: Part, shards: Shards) -> Shards | View:
+    """The documents of a packed folder in the language that the part names."""
+    return View(shards, shards.where(lang=part.lang)) if part.lang else shards
 
 
 def _token_limit(recipe: Recipe, name: str) -> int | None:
@@ -156,22 +192,23 @@ def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, sp
         raise DataError(f"{error} ({where})") from error
 
 
-def weighted(recipe: Recipe, train: dict[str, Shards]) -> tuple[dict[str, View], dict[str, float]]:
+def weighted(recipe: Recipe, train: Mapping[str, Shards | View]) -> tuple[dict[str, View], dict[str, float]]:
     """The mixture's parts and their token shares: single sources a recipe names become parts of their own."""
     parts: dict[str, View] = {}
     shares: dict[str, float] = {}
     for name, part in recipe.parts.items():
-        shards = train[name]
+        given = train[name]
+        shards = given if isinstance(given, View) else View(given, np.arange(len(given)))
         rest = np.ones(len(shards), dtype=bool)
         for source, share in part.sources.items():
             if source not in shards.sources:
                 say(f"parts.{name}.sources names '{source}', but the data has none of it; left out", "yellow")
                 continue
             chosen = shards.source_ids == shards.sources.index(source)
-            parts[f"{name}/{source}"] = View(shards, np.flatnonzero(chosen))
+            parts[f"{name}/{source}"] = shards.only(np.flatnonzero(chosen))
             shares[f"{name}/{source}"] = part.weight * share
             rest &= ~chosen
         if rest.any():
-            parts[name] = View(shards, np.flatnonzero(rest))
+            parts[name] = shards.only(np.flatnonzero(rest))
             shares[name] = part.weight - sum(s for key, s in shares.items() if key.startswith(f"{name}/"))
     return parts, shares

@@ -19,8 +19,12 @@ StageName = Literal["pretrain", "sft"]
 class Part(Config):
     """One part of the training mixture, for example the Chinese text."""
 
-    files: list[str]
+    files: list[str] = Field(default_factory=list)
     """Globs below `data`, for example ["pretrain_zh_*.jsonl.xz"]."""
+    shards: Path | None = None
+    """Instead of `files`: a folder that `oriole data pack` has made, used as it is, with the tokenizer in it."""
+    lang: str = ""
+    """With `shards`: only the documents of this language, for example "zh"; by default all."""
     format: Literal["text", "chat"] | None = None
     """Running text or conversations; by default text in pretraining and chat in SFT. A text part in SFT is a replay
     of what pretraining read, against forgetting."""
@@ -29,7 +33,8 @@ class Part(Config):
     sources: dict[str, float] = Field(default_factory=dict)
     """Shares of single sources within this part, for example { smilechat = 0.25 }; the rest follow their size."""
     val: list[str] = Field(default_factory=list)
-    """Globs of validation files. Empty: documents are held out of `files` by a hash of their text."""
+    """Globs of validation files. Empty: documents are held out of `files` by a hash of their text; with `shards` they
+    are those that packing has held out."""
 
 
 class TokenizerTable(Config):
@@ -150,6 +155,10 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         for name, part in self.parts.items():
+            if bool(part.files) == (part.shards is not None):
+                raise ValueError(f"give parts.{name} either files or shards")
+            if part.lang and part.shards is None:
+                raise ValueError(f"parts.{name}.lang chooses among packed documents; it needs parts.{name}.shards")
             if sum(part.sources.values()) >= 1:
                 raise ValueError(f"the shares in parts.{name}.sources must leave something for the other sources")
         if (self.train.tokens is None) == (self.train.epochs is None):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
 from oriole.model.lm import LM
-from oriole.text.shards import Shards
+from oriole.text.shards import Shards, View
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 
@@ -20,7 +20,7 @@ IGNORE = -100
 
 
 @torch.inference_mode()
-def bits_per_byte(model: LM, shards: Shards, *, length: int, max_tokens: int, batch: int = 16) -> float:
+def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: int, batch: int = 16) -> float:
     """Negative log2-likelihood of the trained tokens of `shards`, divided by their UTF-8 bytes.
 
     Documents are read from the front, each cut into windows of `length` tokens that never see one another, until
@@ -46,7 +46,7 @@ def bits_per_byte(model: LM, shards: Shards, *, length: int, max_tokens: int, ba
     return float(nats / math.log(2) / total_bytes) if total_bytes > 0 else math.nan
 
 
-def _windows(shards: Shards, length: int, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _windows(shards: Shards | View, length: int, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows (n,) of token ids and loss mask, at most `max_tokens` tokens in all, longest documents cut."""
     left = max_tokens
     for i in range(len(shards)):
