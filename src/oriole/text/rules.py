@@ -12,7 +12,7 @@ is cleaning once. Nothing is added to a document but what `text.rulesmend` and `
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -79,7 +79,7 @@ _GOPHER_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
 class RulesConfig(Config):
-    """Which rules run and at which threshold; 0, false or an empty list switches a rule off.
+    """Which rules run and at which threshold; 0, false, an empty list or (0, 0) switches one off.
 
     Sources: Gopher arXiv:2112.11446 (A.1.1 and table A1), C4 JMLR 21/140, FineWeb arXiv:2406.17557, FineWeb-2
     arXiv:2506.20920 (configs/cmn_Hani.yml), EvalWeb arXiv:2311.01149 (preprocess.py). Where a default differs from the
@@ -221,13 +221,13 @@ class RulesConfig(Config):
         return data
 
 
-_QUALITY = [
-    n
-    for n in RulesConfig.model_fields
-    if n.startswith(("gopher_", "ngram_", "c4_", "fineweb_", "fineweb2_", "evalweb_"))
-]
-_OFF: dict[type, Any] = {bool: False, int: 0, float: 0.0, str: "", tuple: ()}
-_LIGHT: dict[str, Any] = {name: type(RulesConfig.model_fields[name].default)() for name in _QUALITY}
+_PREFIXES = ("gopher_", "ngram_", "c4_", "fineweb_", "fineweb2_", "evalweb_")
+_PAIRS = ("gopher_words", "gopher_word_length", "fineweb2_word_length")
+_LIGHT: dict[str, Any] = {
+    name: (0, 0) if name in _PAIRS else type(field.default)()
+    for name, field in RulesConfig.model_fields.items()
+    if name.startswith(_PREFIXES)
+}
 
 
 def apply_rules(doc: Doc, rules: Sequence[Rule]) -> Doc | Drop:
@@ -336,7 +336,7 @@ def _dropping(c: RulesConfig) -> list[Rule]:
 
     def add(langs: tuple[str, ...], name: str, make: Callable[..., str], *more: Any) -> None:
         value = getattr(c, name)
-        if value:
+        if value and value != (0, 0):
             values = value if isinstance(value, tuple) and "ngrams" not in name else (value,)
             values = (*values, c.ngram_votes) if "dup_ngrams" in name else values
             why = cast(_Why, _With(make, (*more, *values)))
@@ -392,7 +392,6 @@ class _With:
         return self.function(m, *self.thresholds)
 
 
-@lru_cache(maxsize=4)
 def _word_list(path: str) -> re.Pattern[str]:
     try:
         words = [s for line in Path(path).read_text(encoding="utf-8").splitlines() if (s := line.strip())]

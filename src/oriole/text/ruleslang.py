@@ -18,7 +18,7 @@ __all__ = ["HAN_SHARE", "identify"]
 _SAMPLE = 1024
 HAN_SHARE = 0.2
 """More than this share of the letters is Han: Chinese. The same as `text.clean.language`, which says why."""
-_KANA_SHARE = 0.1  # of kana and Han; Japanese prose has half, a Chinese text that quotes it rarely a tenth
+_KANA_SHARE = 0.2  # of kana and Han; Japanese prose has half, a Chinese text that quotes it seldom a tenth
 _SURE = 0.65  # FineWeb asks this score of English; below it py3langid's word is no word
 _FEW = 20  # letters; fewer say nothing about a language
 _FUNCTION_WORDS = frozenset(

@@ -129,6 +129,8 @@ class Measures:
 
     @cached_property
     def _spans(self) -> tuple[Places, Places]:
+        if not self.prose:
+            return np.zeros(0, np.intp), np.zeros(0, np.intp)
         return self._chinese() if self.lang == "zh" else self._english()
 
     def _english(self) -> tuple[Places, Places]:

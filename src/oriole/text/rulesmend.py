@@ -102,7 +102,7 @@ def _entity(m: re.Match[str]) -> str:
     return name if out in _SIGNIFICANT or (out.isspace() and out != "\u3000") else out
 
 
-_LINK = r"(?<![\w)\]\[])\[\[(?P<target>[^\[\]{}|<>\n\"'`$=;,]{1,200})(?:\|(?P<text>[^\[\]{}|<>\n]{0,300}))?\]\]"
+_LINK = r"(?<![A-Za-z0-9_)\]\[])\[\[(?P<target>[^\[\]{}|<>\n\"'`$=;,]{1,200})(?:\|(?P<text>[^\[\]{}|<>\n]{0,300}))?\]\]"
 _FILE = r"\[\[(?i:file|image|category|文件|檔案|图像|圖像|分类|分類):[^\[\]]{1,1000}\]\]"
 _REFERENCE = r"(?i:<ref\b[^<>]{0,300}/>|<ref\b[^<>/]{0,300}>(?s:.{0,3000}?)</ref>)"
 _TEMPLATE = r"\{\{(?!\{)[^{}]{0,5000}\}\}"
@@ -175,8 +175,9 @@ def width(text: str, lang: str) -> str:
     """Unicode's compatibility forms that are only another width, as NFKC writes them; by language.
 
     Both: full-width letters, digits and `％` become ASCII, ligatures their letters, the no-break space a blank.
-    English: also full-width punctuation and the ideographic space. Chinese: full-width punctuation stays; an ideographic space
-    that indents a line goes, others become one blank; radicals and half-width `｡､｢｣` become the usual characters.
+    English: also full-width punctuation and the ideographic space. Chinese: full-width punctuation stays; an
+    ideographic space that indents a line goes, others become one blank; radicals and half-width `｡､｢｣` become the usual
+    characters.
     The rest of NFKC is left out on purpose: it would turn x² into x2, ½ into 1⁄2, ① into 1, … into three dots.
     """
     if lang not in _TABLES or not _WIDE.search(text):
