@@ -5,7 +5,7 @@ import hashlib
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from webserver import Server, serving
+from webserver import Page, Server, serving
 
 from oriole.errors import ConfigError, DataError, ResourceError
 from oriole.text import download as module
@@ -186,20 +186,26 @@ def test_more_bytes_than_the_file_has(server: Server, tmp_path: Path) -> None:
 # --- changed ---------------------------------------------------------------------------------------------------------
 
 
-def change(page: Any) -> None:
-    page.data, page.etag = OTHER, page.etag.replace("v1", "v2")
+def change(data: bytes) -> Callable[[Page], None]:
+    """A fault: from now on the file is another one."""
+
+    def now(page: Page) -> None:
+        page.data, page.etag = data, page.etag.replace("v1", "v2")
+
+    return now
 
 
 def test_a_file_that_changes_is_fetched_whole(server: Server, tmp_path: Path) -> None:
-    server.page("/f", DATA, 100_000, change)
+    server.page("/f", DATA, 100_000, change(OTHER))
     assert get(server, tmp_path) == OTHER
     assert server.asked[1].range == "bytes=100000-" and server.asked[1].sent == len(OTHER)
 
 
 @pytest.mark.parametrize("etag", ['"v1"', 'W/"v1"'])
-def test_a_changed_file_of_a_server_that_ignores_if_range(server: Server, tmp_path: Path, etag: str) -> None:
-    server.page("/f", DATA, 100_000, change, etag=etag, if_range=False)
-    assert get(server, tmp_path) == OTHER
+@pytest.mark.parametrize("size", [len(OTHER), len(OTHER) - 1])
+def test_a_changed_file_of_a_server_that_ignores_if_range(server: Server, tmp_path: Path, etag: str, size: int) -> None:
+    server.page("/f", DATA[: len(OTHER)], 100_000, change(OTHER[:size]), etag=etag, if_range=False)
+    assert get(server, tmp_path) == OTHER[:size]
     assert "if-range" not in server.asked[1].headers or not etag.startswith("W/")
 
 

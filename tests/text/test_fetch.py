@@ -550,6 +550,36 @@ def test_rewritten_sets_keep_their_originals_out_of_sight(server: Server) -> Non
         bring(server, entry(hub="o/changed", recast={"to": "text", "text": ["content"]}), out="changed")
 
 
+LONG = (
+    "黄鹂在柳树上唱歌，河水慢慢地流过村子，孩子们在桥上数着落下的叶子。老人坐在门口，看着远处的山，说起很久以前的事情。"
+)
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "text": ({"content": LONG}, {"to": "text", "text": ["content"]}),
+    "chat": ({"q": "黄鹂在哪里唱歌？", "a": LONG}, {"to": "chat", "ask": ["q"], "answer": "a"}),
+    "preference": ({"prompt": "黄鹂在哪里？", "chosen": LONG, "rejected": "不知道。"}, None),
+    "eval": ({"question": "2+2?", "answer": "So it is.\n#### 4"}, {"to": "gsm8k"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commands_that_are_named_next_work(server: Server, kind: str) -> None:
+    record, rule = KINDS[kind]
+    put(server, {"a.jsonl": lines(record)})
+    (command,) = bring(server, entry(kind=kind, recast=rule)).following
+    Path("in.jsonl").write_bytes(lines({"text": LONG}))
+    words = command.replace("IN...", "in.jsonl").replace("OUT", "out").split()
+    assert words[0] == "oriole"
+    done = CliRunner().invoke(cli.app, [*words[1:], "workers=1", "rules=light", "--json"])
+    assert done.exit_code == 0, done.output or done.exception
+    assert list(Path().glob("clean/mini/*.jsonl.zst")) or list(Path().glob("out/*.jsonl.zst"))
+
+
+def test_files_that_differ_in_their_endings_only_stay_two(server: Server) -> None:
+    put(server, {"a.json": lines({"content": "一"}), "a.csv": b"id,content\n1,two\n"})
+    result = bring(server, entry(recast={"to": "text", "text": ["content"]}))
+    assert result.rows == 2 and {d.text for d in read_docs(result.outputs)} == {"一", "two"}
+
+
 def zipped(files: Mapping[str, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -569,6 +599,14 @@ def test_archives_become_one_file_for_each_folder(server: Server) -> None:
     put(server, {"exam.zip": zipped(inside)})
     result = bring(server, entry(kind="eval", recast={"to": "choices"}))
     assert [p.name for p in result.outputs] == ["test.jsonl.zst", "val.jsonl.zst"] and result.rows == 3
+    unpacked = Path("data/mini/.original/exam.zip.d/val/law.csv")
+    stamp = unpacked.stat().st_mtime_ns
+    bring(server, entry(kind="eval", recast={"to": "choices"}))
+    assert unpacked.stat().st_mtime_ns == stamp  # nothing is unpacked twice
+    inside["val/law.csv"] = inside["val/law.csv"].replace(b"q1", b"Q1")  # a new version of the same size
+    put(server, {"exam.zip": zipped(inside)}, commit=SECOND)
+    bring(server, entry(kind="eval", recast={"to": "choices"}))
+    assert b"Q1" in unpacked.read_bytes()
     assert result.following == ["oriole data clean IN... OUT decontaminate=data/mini"]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:

@@ -313,8 +313,9 @@ def _unpack_and_recast(entry: Entry, config: FetchConfig, raw: Path, result: Fet
     for path in result.outputs:
         relative = path.relative_to(raw)
         if not is_archive(path):
-            groups[_flat(relative)] = [path]
-            keys[_flat(relative)] = sha256[path]
+            name = _flat(relative)
+            name = "-".join(relative.parts) if name in groups else name  # a.csv beside a.json
+            groups[name], keys[name] = [path], sha256[path]
             continue
         into = raw / f"{relative}.d" if raw != result.folder else raw
         for file in unpack(path, into, is_data):
