@@ -30,8 +30,9 @@ from oriole.text.template import Chat, Message, Preference
 __all__ = ["AGREEMENT", "TokenFile"]
 
 AGREEMENT: Final = 0.9
-"""Share of ids that must come back when a sample is decoded and encoded again. The tokenizer that made them gives 0.98
-and more (a text cut at a window's edge costs a few), another one of the same family and size 0.3 to 0.7."""
+"""Share of ids that must come back when a sample is decoded and encoded again. Measured with KHAOSZ's kind of tokenizer
+on Chinese and English: 1.00 with the one that made the ids, 0.6 with one of the same size learned from other text. One
+with the same merges and more gives 0.97, and the right text too."""
 
 SAMPLE = 20_000
 """Ids that are tried."""
