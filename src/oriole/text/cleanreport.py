@@ -212,7 +212,7 @@ def text(report: Mapping[str, Any]) -> str:
 def _table(heads: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for n, head in enumerate(heads):
-        table.add_column(head, justify="right" if n else "left")
+        table.add_column(head, justify="right" if n else "left", no_wrap=not n)
     return table
 
 
