@@ -304,3 +304,17 @@ def test_ray_gives_the_same_results_and_the_same_errors(functions: ModuleType, t
         assert ray.is_initialized()  # a cluster that was there before stays
     finally:
         ray.shutdown()
+
+
+def test_a_ray_that_cannot_be_reached_is_one_sentence(
+    functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(*args: Any, **settings: Any) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"Ray could not be started or reached \(nobody answers\).*engine=local"):
+        run_pieces(functions.square, squares(tmp_path / "log"), tmp_path / ".done", engine="ray", what="")

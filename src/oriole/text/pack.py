@@ -41,6 +41,8 @@ __all__ = ["HELDOUT", "PackConfig", "chat_rows", "load_tokenizer", "pack", "pack
 HELDOUT = "heldout"
 HOLDOUT = 0.005
 """The share of documents held out where nothing was said and the inputs hold no held-out files of their own."""
+REPORT = (("report.json",), ("report.html",))
+"""What `oriole data clean` writes beside the data."""
 PAGES = ("text", "html", "pdf")
 """Kinds of files that are mostly one document each."""
 GROUP_BYTES = 64 << 20
@@ -129,7 +131,7 @@ def _inputs(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, bool]]:
         folder = Path(given).expanduser()
         for path in expand(given):
             inside = path.relative_to(folder).parts if folder.is_dir() else ()
-            if inside == ("report.json",) or path.resolve().is_relative_to(ours):
+            if inside in REPORT or path.resolve().is_relative_to(ours):
                 continue
             found.setdefault(path.resolve(), (path, HELDOUT in inside[:-1]))
     return sorted(found.values())

@@ -369,7 +369,8 @@ def _death(exit_code: int | None, name: str) -> str:
 def _on_ray(function: Function, pieces: Sequence[Piece], workers: int) -> Generator[tuple[int, Result], None, None]:
     """A task for each piece, on the cluster that `RAY_ADDRESS` names or else on one of this machine's own cores.
 
-    On a cluster of several machines the paths in the arguments must mean the same files everywhere.
+    On a cluster of several machines the paths in the arguments must mean the same files everywhere. The connection, or
+    the cluster of this machine, stays for the next pieces of this process and ends with it.
     """
     try:
         import ray
@@ -377,12 +378,11 @@ def _on_ray(function: Function, pieces: Sequence[Piece], workers: int) -> Genera
         raise MissingExtra("engine=ray", "cluster") from error
     if not pieces:
         return
-    ours = not ray.is_initialized()
-    if ours and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    elif ours:
-        cores = workers or _cores()
-        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    if not ray.is_initialized():
+        try:
+            _connect(ray, workers)
+        except Exception as error:  # Ray raises plain ones, for example when its processes take 30 s to start
+            raise ResourceError(f"Ray could not be started or reached ({error}); try again, or engine=local") from error
     task = ray.remote(num_cpus=1, max_retries=2)(_call_alone)
     waiting = iter(enumerate(pieces))
     at_work: dict[Any, int] = {}
@@ -405,11 +405,17 @@ def _on_ray(function: Function, pieces: Sequence[Piece], workers: int) -> Genera
                     ) from error
                 yield i, _result(pieces[i], answer)
     finally:
-        if ours:
-            ray.shutdown()
-        else:
-            for left in at_work:
-                ray.cancel(left, force=True)
+        for left in at_work:
+            ray.cancel(left, force=True)
+
+
+def _connect(ray: Any, workers: int) -> None:
+    """To the cluster that `RAY_ADDRESS` names, or to a new one of this machine's cores."""
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init("local", num_cpus=workers or _cores(), include_dashboard=False, **quiet)
 
 
 def _call_alone(function: Function, args: tuple[Any, ...]) -> Result | _Failure:
