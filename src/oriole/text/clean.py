@@ -13,6 +13,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")  # any of the three above
 _BLANKS = " \t\u00a0\u3000"
+_BLANK_END = re.compile(f"\n(?<=[{_BLANKS}]\n)")  # begins with a fixed character, so the search is fast
 _BLANK_LINES = re.compile("(?:(?<=\n)|\\A)\n{3,}")
 
 _HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -32,7 +33,7 @@ def normalise(text: str) -> str:
     if _ODD.search(text):
         text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", _NEW_LINE.sub("\n", text)))
     text = unicodedata.normalize("NFC", text)  # after the controls: what stood on both sides of one may combine
-    if text[-1:] in _BLANKS or any(blank + "\n" in text for blank in _BLANKS):
+    if text[-1:] in _BLANKS or _BLANK_END.search(text):
         text = "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 

@@ -22,7 +22,6 @@ from oriole.config import Config
 from oriole.errors import ConfigError, raise_for_os_error
 from oriole.text import rulesfilter as filters
 from oriole.text import ruleslines, rulesmask, rulesmend
-from oriole.text.clean import normalise
 from oriole.text.records import Doc
 from oriole.text.ruleslang import identify
 from oriole.text.rulesmeasure import Measures, measure
@@ -259,7 +258,7 @@ def _mending(c: RulesConfig) -> list[Rule]:
 
     if c.max_characters:  # a first look, so that nothing else meets a line of hundreds of megabytes
         rules.append(Rule("max_characters", partial(_too_long, 2 * c.max_characters)))
-    add(c.characters, "characters", normalise)
+    add(c.characters, "characters", rulesmend.tidy)
     add(c.html or c.wiki, "markup", partial(rulesmend.markup, html=c.html, wiki=c.wiki))
     rules.append(Rule("identify", _identify))
     add_by_language(c.width, "width", rulesmend.width)

@@ -1,7 +1,7 @@
 """Which language a document is in: the script first, then function words, then py3langid.
 
 The script settles Chinese, Japanese and Korean; English function words settle nearly all English; only what is left,
-and no more than about a thousand characters of it, goes to py3langid (a naive Bayes model over byte n-grams, 4.6 MB,
+and no more than about five hundred characters of it, goes to py3langid (a naive Bayes model over byte n-grams, 4.6 MB,
 BSD), whose pure-Python walk would cost more than all other rules together.
 """
 
@@ -15,7 +15,7 @@ from oriole.text.rulesmeasure import ALPHA, CLASS, HAN, codes
 
 __all__ = ["HAN_SHARE", "identify"]
 
-_SAMPLE = 1024
+_SAMPLE = 512
 HAN_SHARE = 0.2
 """More than this share of the letters is Han: Chinese. The same as `text.clean.language`, which says why."""
 _KANA_SHARE = 0.2  # of kana and Han; Japanese prose has half, a Chinese text that quotes it seldom a tenth

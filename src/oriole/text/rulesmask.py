@@ -46,9 +46,21 @@ _VERSION = re.compile(r"(?:version|release|build|版本|版|[vV])[ :：=]*$", re
 def mask_mail(text: str) -> str:
     """Mail addresses become `<EMAIL>`; those of the domains kept for examples (RFC 2606) stay, as do
     `git@host:path`."""
-    if "@" not in text:
-        return text
-    return _MAIL.sub(lambda m: m[0] if m[2].lower().endswith(_EXAMPLES) or m[1] == "git" else "<EMAIL>", text)
+    out: list[str] = []
+    at = 0
+    found = text.find("@")
+    while found >= 0:  # only the lines with the sign are looked at
+        start = text.rfind("\n", 0, found) + 1
+        end = text.find("\n", found)
+        end = len(text) if end < 0 else end
+        out += text[at:start], _MAIL.sub(_mail, text[start:end])
+        at = end
+        found = text.find("@", end)
+    return "".join(out) + text[at:] if out else text
+
+
+def _mail(m: re.Match[str]) -> str:
+    return m[0] if m[2].lower().endswith(_EXAMPLES) or m[1] == "git" else "<EMAIL>"
 
 
 def valid_id(number: str) -> bool:

@@ -28,10 +28,10 @@ _INLINE = "a|abbr|b|big|cite|code|em|font|i|img|ins|kbd|mark|s|small|span|strike
 _BLOCK_TAGS = frozenset(_BLOCK.replace("h[1-6]", "h1|h2|h3|h4|h5|h6").split("|"))
 _SURE = _BLOCK_TAGS - {"p"} | {"font", "img", "span", "td", "th"}  # names that no program text has in such brackets
 _ATTRIBUTE = r"""[ \t]+[a-zA-Z_:][\w:.-]*(?:[ \t]*=[ \t]*(?:"[^"\n<>]*"|'[^'\n<>]*'|[^\s"'=<>`]+))?"""
-_TAG = rf"<(?P<close>/?)(?P<tag>{_BLOCK}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)[ \t]*/?>"
-_WHOLE = r"<!--(?s:.*?)-->|(?P<script><(?P<kind>script|style)\b[^>\n]*>(?s:.*?)</(?P=kind)>)"
+_TAG = rf"(?P<close>/?)(?P<tag>{_BLOCK}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)[ \t]*/?>"
+_WHOLE = r"!--(?s:.{0,20000}?)-->|(?P<kind>script|style)\b[^>\n]{0,500}>(?s:.{0,20000}?)</(?P=kind)>"
 _ENTITY = r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});"
-_MARKUP = re.compile(f"(?i:{_WHOLE}|{_TAG})|(?P<entity>{_ENTITY})")
+_MARKUP = re.compile(f"<(?i:{_WHOLE}|{_TAG})|(?P<entity>{_ENTITY})")
 _MAYBE_TAG = re.compile("<[/!a-zA-Z]")
 _MAYBE_ENTITY = re.compile("&[#a-zA-Z]")
 # An entity that would become markup, of HTML, Markdown or a wiki, stays as it is written.
@@ -112,30 +112,32 @@ _EDIT = r"\[(?:edit|citation needed|clarification needed|编辑|編輯|来源请
 _WIKI = re.compile(f"(?m)(?P<file>{_FILE})|(?P<link>{_LINK})|{_REFERENCE}|{_TEMPLATE}|{_TABLE}|{_QUOTES}|{_EDIT}")
 _EDITS = re.compile(_EDIT)
 _SIGNS = (
-    re.compile(r"\[\[[^\s\[\]\"'`$=;,][^\[\]{}<>\n\"'`$=;]{0,300}\]\]"),
-    re.compile(r"'''[^'\n]{1,200}'''|''[^'\n]{1,200}''"),
-    re.compile(r"^\{\{(?![{%\-# ])[^{}]{1,5000}\}\}", re.MULTILINE),
-    re.compile(r"^(={2,4})[^=\n]{1,100}\1[ \t]*$", re.MULTILINE),
-    re.compile(r"<ref\b[^<>]{0,300}>", re.IGNORECASE),
-    re.compile(r"^\{\|", re.MULTILINE),
+    ("[[", re.compile(r"\[\[[^\s\[\]\"'`$=;,][^\[\]{}<>\n\"'`$=;]{0,300}\]\]")),
+    ("''", re.compile(r"'''[^'\n]{1,200}'''|''[^'\n]{1,200}''")),
+    ("{{", re.compile(r"^\{\{(?![{%\-# ])[^{}]{1,5000}\}\}", re.MULTILINE)),
+    ("==", re.compile(r"^(={2,4})[^=\n]{1,100}\1[ \t]*$", re.MULTILINE)),
+    ("<ref", re.compile(r"<ref\b[^<>]{0,300}>")),
+    ("{|", re.compile(r"^\{\|", re.MULTILINE)),
 )
 
 
 def _wiki(text: str) -> str:
-    if ("[[" in text or "''" in text or "{{" in text) and sum(bool(sign.search(text)) for sign in _SIGNS) >= 2:
-        return replace(
-            _WIKI, lambda m: (m["text"] or ("" if m["text"] == "" else m["target"])) if m["link"] else "", text
-        )
-    if (
-        "[edit]" in text
-        or "needed]" in text
-        or "编辑]" in text
-        or "編輯]" in text
-        or "请求]" in text
-        or "請求]" in text
-    ):
-        return replace(_EDITS, lambda m: "", text)
-    return text
+    if ("[[" in text or "''" in text or "{{" in text) and _is_wiki(text):
+        return replace(_WIKI, _plain, text)
+    return replace(_EDITS, lambda m: "", text) if "[" in text and _EDITS.search(text) else text
+
+
+def _is_wiki(text: str) -> bool:
+    """Whether a text shows at least two kinds of wiki markup."""
+    return sum(sign in text and pattern.search(text) is not None for sign, pattern in _SIGNS) >= 2
+
+
+def _plain(m: re.Match[str]) -> str:
+    """A link's text, or its target where it has none; nothing for all else."""
+    if not m["link"]:
+        return ""
+    target: str = m["target"]
+    return target if m["text"] is None else m["text"]
 
 
 # --- width -----------------------------------------------------------------------------------------------------------
@@ -167,7 +169,6 @@ _WIDTHS = {
     "zh": re.compile("(?m)^\u3000[\u3000 \t\xa0]*|\u3000+|[" + "".join(_ZH) + "]"),
     "en": re.compile("[" + "".join(_EN) + "]"),
 }
-_WIDE = re.compile("[" + "".join(sorted(set(_EN) | set(_ZH) | {"\u3000"})) + "]")
 _TABLES = {"zh": _ZH, "en": _EN}
 
 
@@ -180,7 +181,7 @@ def width(text: str, lang: str) -> str:
     characters.
     The rest of NFKC is left out on purpose: it would turn x² into x2, ½ into 1⁄2, ① into 1, … into three dots.
     """
-    if lang not in _TABLES or not _WIDE.search(text):
+    if lang not in _TABLES or text.isascii() or not _WIDTHS[lang].search(text):
         return text
     table = _TABLES[lang]
 
@@ -243,30 +244,12 @@ def _converted(converter: Any, text: str) -> str:
 _COMMON = r"(?<=\w)([!?])\1{2,}(?=\s|\Z)|\.{6,}"
 _REPEATED = {
     "zh": re.compile(
-        rf"{_COMMON}|([，。、；：！？～])\2+|(?:……|——)[…—]+|(?<=[\u3007-\u9fff])([,;!?])\3+",
+        rf"{_COMMON}|([，。、；：！？～])\2+|………+|———+|(?<=[\u3007-\u9fff])([,;!?])\3+",
     ),
     "en": re.compile(_COMMON),
 }
-_RUNS = {
-    "en": ("!!!", "???", "......"),
-    "zh": (
-        "，，",
-        "。。",
-        "、、",
-        "；；",
-        "：：",
-        "！！",
-        "？？",
-        "～～",
-        "………",
-        "———",
-        "!!",
-        "??",
-        ",,",
-        ";;",
-        "......",
-    ),
-}
+_RUNS = {"en": ("!!!", "???", "......"), "zh": ("………", "———", "......")}
+_TWICE = re.compile(r"[，。、；：！？～!?,;]{2}")
 
 
 def punctuation(text: str, lang: str) -> str:
@@ -277,7 +260,7 @@ def punctuation(text: str, lang: str) -> str:
     What is syntax somewhere (`!!x`, `::`, `---`, `**`, `,,` in tables, `...`) stays. mini-ChatGPT and ChatLM kept only
     the first sign of any run, line breaks and blanks among them, which ruined English and code.
     """
-    if lang not in _RUNS or not any(run in text for run in _RUNS[lang]):
+    if lang not in _RUNS or not (any(run in text for run in _RUNS[lang]) or (lang == "zh" and _TWICE.search(text))):
         return text
 
     def one(m: re.Match[str]) -> str:
@@ -319,6 +302,10 @@ def full_stop(text: str, lang: str) -> str:
 _HAN_SIGN = re.compile("[\u3400-\u9fff]")
 
 
+@lru_cache(maxsize=2)
 def tidy(text: str) -> str:
-    """`text.clean.normalise` again: what other rules left (blanks at line ends, blank lines, letters that combine)."""
+    """`text.clean.normalise`, remembered: before all other rules, and again for what they left.
+
+    That is blanks at line ends, blank lines, and letters that now combine.
+    """
     return normalise(text)
