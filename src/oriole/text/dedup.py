@@ -44,6 +44,7 @@ MATCHES: Final = 6
 """Pieces that the bands are matched in; few, because the work is small and each waits for the disk."""
 PAIRS: Final = 1 << 17
 """Candidates verified in one piece."""
+_LOW: Final = np.uint64(0xFFFFFFFF)
 
 Duplicates = dict[Path, dict[int, str]]
 """For each file, the lines (from 0) of the records to leave out and why: "exact", "near" or "lines"."""
@@ -243,30 +244,49 @@ def _near(
     job: _Job, stems: list[Path], first: NDArray[np.int64], alive: NDArray[np.bool_], characters: NDArray[np.uint32]
 ) -> tuple[NDArray[np.int64], int, int]:
     """The documents to drop, how many pairs were candidates, and how many were near duplicates indeed."""
+    (job.folder / "near").mkdir(exist_ok=True)
+    pairs = _candidates(job, stems, alive) if alive.any() else np.empty(0, np.uint64)
+    if not len(pairs):
+        return np.empty(0, np.int64), 0, 0
+    known = np.union1d(pairs >> np.uint64(32), pairs & _LOW).astype(np.int64)
+    good = _verified(job, stems, first, pairs, known)
+    left, right = (np.searchsorted(known, ids.astype(np.int64)) for ids in (good >> np.uint64(32), good & _LOW))
+    groups = _groups(left, right, len(known))
+    order = np.lexsort((known, -characters[known].astype(np.int64), groups))  # the kept one first in its group
+    behind = order[1:][groups[order[1:]] == groups[order[:-1]]]
+    return known[behind], len(pairs), len(good)
+
+
+def _candidates(job: _Job, stems: list[Path], alive: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Pairs of living documents (smaller << 32 | larger, ascending) that have a band in common."""
     c, folder = job.config, job.folder / "near"
-    none = np.empty(0, np.int64)
-    if not alive.any():
-        return none, 0, 0
-    folder.mkdir(exist_ok=True)
-    living, pairs_path, candidates = folder / "alive.npy", folder / "pairs.npy", folder / "candidates.npy"
+    living = folder / "alive.npy"
     np.save(living, alive)
-    key = _fingerprint("near", job.keys, c)
-    bands = [range(EXACT * c.exact + at, EXACT * c.exact + c.bands)[::MATCHES] for at in range(min(MATCHES, c.bands))]
+    begin = EXACT * c.exact
+    bands = [range(begin + at, begin + c.bands, MATCHES) for at in range(min(MATCHES, c.bands))]
     outs = [folder / f"matched-{n}.npy" for n in range(len(bands))]
+    key = _fingerprint("match", job.keys, c)
     pieces = [Piece(out.stem, key, (stems, some, living, out), (out,)) for some, out in zip(bands, outs, strict=True)]
     job.run("near", sketches.match, pieces, "matching bands")
     pairs = np.empty(0, np.uint64)
     for out in outs:
         pairs = np.union1d(pairs, np.load(out))
-    if not len(pairs):
-        return none, 0, 0
-    np.save(pairs_path, pairs)
-    known = np.union1d(pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    np.save(candidates, known)
+    return pairs
 
-    cuts = np.searchsorted(known, first)
+
+def _verified(
+    job: _Job,
+    stems: list[Path],
+    first: NDArray[np.int64],
+    pairs: NDArray[np.uint64],
+    known: NDArray[np.int64],
+) -> NDArray[np.uint64]:
+    """Those of the pairs that are near duplicates; `known` are the documents in a pair, ascending."""
+    c, folder = job.config, job.folder / "near"
+    key = _fingerprint("verify", job.keys, c)
     grams = [folder / f"{stem.name}.grams" for stem in stems]
     lines = job.folder / "lines" / "lines.npz" if c.lines else None
+    cuts = np.searchsorted(known, first)
     pieces = [
         Piece(out.name, key, (path, stem, lines, known[begin:end] - before, c.size, out), (out,))
         for path, stem, out, begin, end, before in zip(
@@ -274,22 +294,19 @@ def _near(
         )
     ]
     job.run("near", sketches.collect, pieces, "reading candidates again")
+    all_pairs, candidates = folder / "pairs.npy", folder / "candidates.npy"
+    np.save(all_pairs, pairs)
+    np.save(candidates, known)
     runs = range(0, len(pairs), PAIRS)
-    checked = [folder / f"checked-{n:05}.npy" for n in range(len(runs))]
+    outs = [folder / f"checked-{n:05}.npy" for n in range(len(runs))]
     pieces = [
-        Piece(out.stem, key, (pairs_path, at, at + PAIRS, candidates, grams, c.threshold, out), (out,))
-        for at, out in zip(runs, checked, strict=True)
+        Piece(out.stem, key, (all_pairs, at, at + PAIRS, candidates, grams, c.threshold, out), (out,))
+        for at, out in zip(runs, outs, strict=True)
     ]
     job.run("near", sketches.verify, pieces, "comparing candidates")
-    good = np.concatenate([np.load(out) for out in checked])
-    for stale in {*folder.glob("*.grams"), *folder.glob("checked-*.npy")} - {*checked}:
+    for stale in {*folder.glob("*.grams"), *folder.glob("checked-*.npy")} - {*outs}:
         stale.unlink(missing_ok=True)  # the bulky ones (`duplicates.json` is all that a rerun needs), and older ones
-    left = np.searchsorted(known, (good >> np.uint64(32)).astype(np.int64))
-    right = np.searchsorted(known, (good & np.uint64(0xFFFFFFFF)).astype(np.int64))
-    groups = _groups(left, right, len(known))
-    order = np.lexsort((known, -characters[known].astype(np.int64), groups))  # the kept one first in its group
-    behind = order[1:][groups[order[1:]] == groups[order[:-1]]]
-    return known[behind], len(pairs), len(good)
+    return np.concatenate([np.load(out) for out in outs])
 
 
 def _groups(left: NDArray[np.int64], right: NDArray[np.int64], count: int) -> NDArray[np.int64]:
