@@ -300,6 +300,11 @@ def test_one_file_that_cannot_be_had_stops_the_rest_and_a_rerun_goes_on(server: 
         bring(server, entry(), connections=1)
     server.pages[f"/datasets/o/n/resolve/{COMMIT}/data/train-1.jsonl"] = page
     assert bring(server, entry()).downloaded == len(page.data)
+    server.pages.pop(f"/datasets/o/n/resolve/{COMMIT}/data/train-0.jsonl")
+    before = len(files(server))
+    with pytest.raises(DataError, match=r"data/train-0\.jsonl could not be downloaded"):
+        bring(server, entry(), out="other", connections=1)
+    assert len(files(server)) == before + 1  # the rest was not begun
 
 
 SCRIPT = """
