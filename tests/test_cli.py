@@ -118,6 +118,16 @@ def test_bad_input_exits_with_2_and_one_sentence(folder: Path, settings: list[st
     assert "Traceback" not in done.stderr
 
 
+def test_bad_records_are_skipped_and_counted_when_asked(folder: Path) -> None:
+    rows = [json.dumps({"text": f"第{i}天，两只黄鹂在唱歌。"}, ensure_ascii=False) for i in range(60)]
+    (folder / "mixed.jsonl").write_text("\n".join([*rows[:30], '{"text": ', *rows[30:]]), encoding="utf-8")
+    words = ["train", "demo/pretrain", *TINY, "parts.zh.files=['zh.txt', 'mixed.jsonl']"]
+    assert oriole(*words, cwd=folder).returncode == 2
+    done = oriole(*words, "skip_bad=true", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"1 bad records skipped, for example: .*mixed\.jsonl, line 31", done.stderr), done.stderr
+
+
 def test_train_writes_the_run_folder_and_a_second_call_has_nothing_to_do(folder: Path) -> None:
     done = oriole("train", "demo/pretrain", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr

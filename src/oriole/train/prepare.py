@@ -12,7 +12,7 @@ import numpy as np
 from oriole.errors import DataError
 from oriole.log import say
 from oriole.text.clean import language, normalise
-from oriole.text.formats import Doc, expand, read_chats, read_docs
+from oriole.text.formats import Doc, Skipped, expand, read_chats, read_docs
 from oriole.text.pack import HELDOUT
 from oriole.text.shards import Shards, View, encode_chats, encode_docs, held_out, write_shards
 from oriole.text.template import Chat
@@ -57,34 +57,42 @@ def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
     paths = expand(part.files, _data_root(recipe))
     match recipe.format_of(part):
         case "text":
-            texts = (doc.text for doc in _docs(recipe, part, paths, "train"))
+            texts = (doc.text for doc in _docs(recipe, part, paths, "train", _skipped(recipe)))
         case "chat":
-            texts = ("\n".join(m.content for m in c.messages) for c in _chats(recipe, part, paths, "train"))
+            chats = _chats(recipe, part, paths, "train", _skipped(recipe))
+            texts = ("\n".join(m.content for m in chat.messages) for chat in chats)
     for text in texts:
         yield (name if name in ("zh", "en") else language(text)), text
 
 
-def _docs(recipe: Recipe, part: Part, paths: Sequence[Path], split: str) -> Iterator[Doc]:
+def _skipped(recipe: Recipe) -> Skipped | None:
+    """Where records that do not fit are counted; None where they stop the run."""
+    return Skipped() if recipe.skip_bad else None
+
+
+def _docs(recipe: Recipe, part: Part, paths: Sequence[Path], split: str, skipped: Skipped | None) -> Iterator[Doc]:
     """Normalised documents that belong to the split; empty ones have nothing to teach and are left out."""
-    for doc in read_docs(paths):
+    for doc in read_docs(paths, skip_bad=skipped):
         text = normalise(doc.text)
         if text.strip() and (part.val or held_out(text, recipe.eval.holdout) == (split == "val")):
             yield replace(doc, text=text)
 
 
-def _chats(recipe: Recipe, part: Part, paths: Sequence[Path], split: str) -> Iterator[Chat]:
-    for chat in read_chats(paths):
+def _chats(recipe: Recipe, part: Part, paths: Sequence[Path], split: str, skipped: Skipped | None) -> Iterator[Chat]:
+    for chat in read_chats(paths, skip_bad=skipped):
         key = "\x00".join(m.content for m in chat.messages)
         if part.val or held_out(key, recipe.eval.holdout) == (split == "val"):
             yield chat
 
 
-def _rows(recipe: Recipe, part: Part, paths: Sequence[Path], split: str, tokenizer: Tokenizer) -> Iterator[Row]:
+def _rows(
+    recipe: Recipe, part: Part, paths: Sequence[Path], split: str, tokenizer: Tokenizer, skipped: Skipped | None
+) -> Iterator[Row]:
     match recipe.format_of(part):
         case "text":
-            return encode_docs(_docs(recipe, part, paths, split), tokenizer)
+            return encode_docs(_docs(recipe, part, paths, split, skipped), tokenizer)
         case "chat":
-            return encode_chats(_chats(recipe, part, paths, split), tokenizer)
+            return encode_chats(_chats(recipe, part, paths, split, skipped), tokenizer)
 
 
 def _first_tokens(rows: Iterator[Row], limit: int) -> Iterator[Row]:
@@ -174,6 +182,7 @@ def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, sp
         files,
         bool(part.val),
         recipe.eval.holdout,
+        recipe.skip_bad,
         limit,
         tokenizer.fingerprint(),
     ]
@@ -182,11 +191,15 @@ def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, sp
     if folder.exists():
         return Shards.open(folder)
 
-    chosen = _rows(recipe, part, paths, split, tokenizer)
+    skipped = _skipped(recipe)
+    chosen = _rows(recipe, part, paths, split, tokenizer, skipped)
     if limit is not None:
         chosen = _first_tokens(chosen, limit)
     try:
-        return write_shards(chosen, tokenizer, folder)
+        made = write_shards(chosen, tokenizer, folder)
+        if skipped is not None and skipped.total:
+            say(f"{skipped.total:,} bad records skipped, for example: {skipped.examples[0]}", "yellow")
+        return made
     except DataError as error:
         where = f"{split} part '{name}' of {recipe.stage}, from {', '.join(map(str, paths))}"
         raise DataError(f"{error} ({where})") from error

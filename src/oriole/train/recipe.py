@@ -134,6 +134,8 @@ class Recipe(Config):
     """A preset's name or a table of the model's shape (first stage only; later stages take `init`'s)."""
     init: str = ""
     """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft."""
+    skip_bad: bool = False
+    """Count records that cannot be read and go on, instead of stopping at the first."""
     parts: dict[str, Part]
     """The mixture; the names zh and en are reported as languages."""
     tokenizer: TokenizerTable = TokenizerTable()
