@@ -4,44 +4,35 @@
     python -m bench.pack data=DATA tokenizer=DIR workers=1,2,4
 
 Every side packs the same files, the first `docs` documents of each pretrain_*.jsonl* in DATA, into an empty folder, in
-a process of its own; the sides take turns. "stage" reads, normalises and writes on one core and encodes on all; "pack"
-does all of it in each of its workers. Processor seconds are those of the process and its children.
+a process of its own whose start is counted; the sides take turns. "stage" reads, normalises and writes on one core and
+encodes on all; "pack" does all of it in each of its workers.
 """
 
 import itertools
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.record import ratio, save, settings
-from oriole.text.clean import normalise
 from oriole.text.files import values
-from oriole.text.formats import expand, read_docs
-from oriole.text.pack import PackConfig, pack
-from oriole.text.shards import encode_docs, write_shards
-from oriole.text.tokenizer import Tokenizer
+from oriole.text.formats import expand
+from oriole.text.shards import Shards
 
-DEFAULTS = {"data": "", "tokenizer": "", "docs": 300, "workers": "", "rounds": 7, "child": "", "json": ""}
+DEFAULTS = {"data": "", "tokenizer": "", "docs": 300, "workers": "", "rounds": 7, "json": ""}
 
 
 def main() -> None:
     """Measure and print."""
     chosen = settings(DEFAULTS)
-    if chosen["child"]:
-        _child(str(chosen["child"]), Path(str(chosen["data"])), Path(str(chosen["tokenizer"])))
-        return
     if not chosen["data"] or not chosen["tokenizer"]:
         raise SystemExit("name data=DATA, a folder with pretrain_*.jsonl*, and tokenizer=DIR")
     workers = str(chosen["workers"] or os.cpu_count()).split(",")
@@ -56,14 +47,12 @@ def main() -> None:
     seconds = {side: [run["seconds"] for run in some] for side, some in runs.items()}
     faster = {side: ratio(some, seconds["stage"]) for side, some in seconds.items() if side != "stage"}
     table = Table(title=f"packing {files} files, median of {chosen['rounds']}")
-    for column in ("", "M tokens/s", "M tokens a processor second", "times as fast"):
+    for column in ("", "M tokens/s", "times as fast"):
         table.add_column(column, justify="right" if column else "left")
     for side, some in runs.items():
-        rates = (
-            statistics.median(run["tokens"] / run[key] for run in some) / 1e6 for key in ("seconds", "cpu_seconds")
-        )
+        rate = statistics.median(run["tokens"] / run["seconds"] for run in some) / 1e6
         told = "" if side == "stage" else "{median:.2f} ({low:.2f} to {high:.2f})".format(**faster[side])
-        table.add_row(side, *(f"{rate:.2f}" for rate in rates), told)
+        table.add_row(side, f"{rate:.2f}", told)
     Console().print(table)
     save("pack", chosen | {"data": "DATA", "tokenizer": "DIR"}, {"runs": runs, "faster": faster}, str(chosen["json"]))
 
@@ -78,26 +67,31 @@ def _slices(data: Path, docs: int, folder: Path) -> int:
     return len(files)
 
 
-def _run(side: str, folder: Path, tokenizer: str) -> dict[str, Any]:
+def _run(side: str, folder: Path, tokenizer: str) -> dict[str, float]:
     shutil.rmtree(folder / "out", ignore_errors=True)
-    words = [f"child={side}", f"data={folder}", f"tokenizer={tokenizer}"]
-    done = subprocess.run([sys.executable, "-m", "bench.pack", *words], check=True, capture_output=True, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def _child(side: str, folder: Path, tokenizer: Path) -> None:
+    places = [str(folder / "in"), str(folder / "out")]
+    command = [sys.executable, "-c", STAGE, *places, tokenizer]
+    if side != "stage":
+        settings = [f"tokenizer={tokenizer}", "heldout=0", f"workers={side.removeprefix('pack')}"]
+        command = [sys.executable, "-m", "oriole.cli", "data", "pack", *places, *settings]
     start = time.perf_counter()
-    if side == "stage":
-        tok = Tokenizer.load(tokenizer)
-        docs = (replace(doc, text=normalise(doc.text)) for doc in read_docs(expand(folder / "in")))
-        tokens = write_shards(encode_docs(docs, tok), tok, folder / "out").num_tokens
-    else:
-        config = PackConfig(tokenizer=tokenizer, heldout=0, workers=int(side.removeprefix("pack")))
-        tokens = pack([folder / "in"], folder / "out", config)["tokens"]
-    seconds = time.perf_counter() - start
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(u.ru_utime + u.ru_stime for u in used)
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "cpu_seconds": cpu}))
+    subprocess.run(command, check=True, capture_output=True)
+    return {"seconds": time.perf_counter() - start, "tokens": Shards.open(folder / "out").num_tokens}
+
+
+STAGE = """
+import sys
+from dataclasses import replace
+from oriole.text.clean import normalise
+from oriole.text.formats import expand, read_docs
+from oriole.text.shards import encode_docs, write_shards
+from oriole.text.tokenizer import Tokenizer
+
+tok = Tokenizer.load(sys.argv[3])
+docs = (replace(doc, text=normalise(doc.text)) for doc in read_docs(expand(sys.argv[1])))
+write_shards(encode_docs(docs, tok), tok, sys.argv[2])
+"""
+"""What `train.prepare` does to the text of a pretraining stage."""
 
 
 if __name__ == "__main__":
