@@ -30,8 +30,9 @@ _SURE = _BLOCK_TAGS - {"p"} | {"font", "img", "span", "td", "th"}  # names that 
 _ATTRIBUTE = r"""[ \t]+[a-zA-Z_:][\w:.-]*(?:[ \t]*=[ \t]*(?:"[^"\n<>]*"|'[^'\n<>]*'|[^\s"'=<>`]+))?"""
 _TAG = rf"(?P<close>/?)(?P<tag>{_BLOCK}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)[ \t]*/?>"
 _WHOLE = r"!--(?s:.{0,20000}?)-->|(?P<kind>script|style)\b[^>\n]{0,500}>(?s:.{0,20000}?)</(?P=kind)>"
-_ENTITY = r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});"
-_MARKUP = re.compile(f"<(?i:{_WHOLE}|{_TAG})|(?P<entity>{_ENTITY})")
+_ENTITY = r"(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});"
+# It begins with a class of characters, so that the search may skip to the next of them.
+_MARKUP = re.compile(f"[<&](?:(?<=<)(?i:{_WHOLE}|{_TAG})|(?<=&)(?P<entity>{_ENTITY}))")
 _MAYBE_TAG = re.compile("<[/!a-zA-Z]")
 _MAYBE_ENTITY = re.compile("&[#a-zA-Z]")
 # An entity that would become markup, of HTML, Markdown or a wiki, stays as it is written.
@@ -84,7 +85,7 @@ def _html(m: re.Match[str]) -> str:
 
 
 def _entity(m: re.Match[str]) -> str:
-    name = m["entity"]
+    name: str = m[0]
     out = html.unescape(name)
     if out == "\xa0":
         return " "
@@ -169,6 +170,7 @@ _WIDTHS = {
     "zh": re.compile("(?m)^\u3000[\u3000 \t\xa0]*|\u3000+|[" + "".join(_ZH) + "]"),
     "en": re.compile("[" + "".join(_EN) + "]"),
 }
+_WIDE = {"zh": re.compile("[\u3000" + "".join(_ZH) + "]"), "en": _WIDTHS["en"]}
 _TABLES = {"zh": _ZH, "en": _EN}
 
 
@@ -181,7 +183,7 @@ def width(text: str, lang: str) -> str:
     characters.
     The rest of NFKC is left out on purpose: it would turn x² into x2, ½ into 1⁄2, ① into 1, … into three dots.
     """
-    if lang not in _TABLES or text.isascii() or not _WIDTHS[lang].search(text):
+    if lang not in _TABLES or text.isascii() or not _WIDE[lang].search(text):
         return text
     table = _TABLES[lang]
 
