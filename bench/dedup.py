@@ -1,7 +1,7 @@
 """Near deduplication: documents per second and core beside datasketch, recall and precision on planted duplicates.
 
     python -m bench.dedup data=DATA
-    python -m bench.dedup data=DATA docs=20000 peer_docs=2000 runs=3 json=/tmp/bench.json
+    python -m bench.dedup data=DATA docs=20000 peer_docs=1000 runs=3 json=/tmp/bench.json
 
 DATA is a folder of pretrain_zh*.jsonl* and pretrain_en*.jsonl*; the documents are pieces of 500 characters of it. Time
 is CPU time of one process on one core, from the file to the list of duplicates, exact and near. The peer does what its
@@ -55,7 +55,7 @@ def main() -> None:
         for lang in ("zh", "en"):
             result[lang] = _language(lang, chosen, Path(folder) / lang)
     os.sched_setaffinity(0, cores)
-    save("dedup", chosen, result, str(chosen["json"]) or None)
+    save("dedup", chosen | {"data": "DATA"}, result, str(chosen["json"]) or None)
 
     table = Table(title=f"near deduplication, documents of {chosen['length']} characters, one core")
     for column in ("", "documents/s", "datasketch", "ratio", "recall", "precision", "bytes a document"):
