@@ -12,6 +12,7 @@ _NEW_LINE = re.compile("\r\n|[\r\v\f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")  # any of the three above
+_PLAIN = bytes([9, 10, *range(32, 127)])  # in ASCII text a fast way to see that nothing is odd
 _BLANKS = " \t\u00a0\u3000"
 _BLANK_END = re.compile(f"\n(?<=[{_BLANKS}]\n)")  # begins with a fixed character, so the search is fast
 _BLANK_LINES = re.compile("(?:(?<=\n)|\\A)\n{3,}")
@@ -30,7 +31,7 @@ def normalise(text: str) -> str:
     UTF-8, becomes U+FFFD. Spaces between words, indentation and full-width punctuation are not touched (NFC, unlike
     NFKC, keeps the latter).
     """
-    if _ODD.search(text):
+    if text.encode().translate(None, _PLAIN) if text.isascii() else _ODD.search(text):
         text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", _NEW_LINE.sub("\n", text)))
     text = unicodedata.normalize("NFC", text)  # after the controls: what stood on both sides of one may combine
     if text[-1:] in _BLANKS or _BLANK_END.search(text):

@@ -243,13 +243,7 @@ def _converted(converter: Any, text: str) -> str:
 
 # --- punctuation -----------------------------------------------------------------------------------------------------
 
-_COMMON = r"(?<=\w)([!?])\1{2,}(?=\s|\Z)|\.{6,}"
-_REPEATED = {
-    "zh": re.compile(
-        rf"{_COMMON}|([，。、；：！？～])\2+|………+|———+|(?<=[\u3007-\u9fff])([,;!?])\3+",
-    ),
-    "en": re.compile(_COMMON),
-}
+_REPEATED = {"zh": re.compile(r"([，。、；：！？～…—,;!?.])\1+"), "en": re.compile(r"([!?.])\1{2,}")}
 _RUNS = {"en": ("!!!", "???", "......"), "zh": ("………", "———", "......")}
 _TWICE = re.compile(r"[，。、；：！？～!?,;]{2}")
 
@@ -264,12 +258,26 @@ def punctuation(text: str, lang: str) -> str:
     """
     if lang not in _RUNS or not (any(run in text for run in _RUNS[lang]) or (lang == "zh" and _TWICE.search(text))):
         return text
+    return replace(_REPEATED[lang], _once_zh if lang == "zh" else _once, text)
 
-    def one(m: re.Match[str]) -> str:
-        hit = m[0]
-        return "..." if hit[0] == "." else hit[:2] if hit[0] in "…—" else hit[0]
 
-    return replace(_REPEATED[lang], one, text)
+def _once(m: re.Match[str]) -> str:
+    """A run of one sign as it should be: dots, and `!` or `?` between a word and a blank."""
+    run: str = m[0]
+    if run[0] == ".":
+        return run if len(run) < 6 else "..."
+    before, after = m.string[max(0, m.start() - 1) : m.start()], m.string[m.end() : m.end() + 1]
+    return run[0] if len(run) > 2 and before.isalnum() and (not after or after.isspace()) and run[0] in "!?" else run
+
+
+def _once_zh(m: re.Match[str]) -> str:
+    run: str = m[0]
+    if run[0] in "…—":
+        return run[:2]
+    if run[0] in ",;!?.":
+        after_han = "\u3007" <= m.string[max(0, m.start() - 1) : m.start()] <= "\u9fff"
+        return run[0] if after_han and run[0] != "." else _once(m)
+    return run[0]
 
 
 _PROSE_STOP = re.compile(r"[。！？；：”』」…][”’』」）)]?$")
