@@ -503,3 +503,15 @@ def test_expand_says_what_there_is_instead(tmp_path: Path) -> None:
         expand(["empty"], tmp_path)
     with pytest.raises(DataError, match="no files were named"):
         expand([], tmp_path)
+
+
+def test_a_cleaned_folder_means_its_documents_alone(tmp_path: Path) -> None:
+    """Neither its report nor what was held out may be learnt from by naming the folder, or one around it."""
+    corpus = tmp_path / "data" / "corpus"
+    (corpus / "heldout").mkdir(parents=True)
+    for path in (corpus / "a.jsonl", corpus / "report.json", corpus / "report.html", corpus / "heldout" / "a.jsonl"):
+        path.write_text('{"text": "x"}\n', encoding="utf-8")
+    assert len(expand(corpus)) == 4, "an ordinary folder: everything in it is data"
+    (corpus / ".done").mkdir()
+    assert expand(corpus) == expand(tmp_path) == [corpus / "a.jsonl"]
+    assert expand(corpus / "heldout") == [corpus / "heldout" / "a.jsonl"]

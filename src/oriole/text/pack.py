@@ -28,7 +28,7 @@ from oriole.errors import ConfigError, DataError, raise_for_os_error
 from oriole.text.clean import language, normalise
 from oriole.text.formats import read_chats, read_docs
 from oriole.text.kinds import find_kind
-from oriole.text.paths import Skipped, expand, file_kind, plain_stem
+from oriole.text.paths import HELDOUT, Skipped, expand, file_kind, plain_stem
 from oriole.text.records import Doc
 from oriole.text.shards import batches, held_out
 from oriole.text.template import Chat, render
@@ -38,11 +38,8 @@ from oriole.text.writer import SCHEMA, Writer, fingerprint, new_folder
 
 __all__ = ["HELDOUT", "PackConfig", "chat_rows", "load_tokenizer", "pack", "pack_file", "text_rows"]
 
-HELDOUT = "heldout"
 HOLDOUT = 0.005
 """The share of documents held out where nothing was said and the inputs hold no held-out files of their own."""
-REPORT = (("report.json",), ("report.html",))
-"""What `oriole data clean` writes beside the data."""
 PAGES = ("text", "html", "pdf")
 """Kinds of files that are mostly one document each."""
 GROUP_BYTES = 64 << 20
@@ -122,18 +119,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _inputs(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, bool]]:
     """(file, whether it is held out), sorted, each once.
 
-    A folder may be one that `oriole data clean` made: what lies under its `heldout` is held out here, too, and its
-    report is not data.
+    A folder may be one that `oriole data clean` made: what lies under its `heldout` is held out here, too.
     """
     found: dict[Path, tuple[Path, bool]] = {}
     ours = out.resolve()
     for given in inputs:
         folder = Path(given).expanduser()
-        for path in expand(given):
-            inside = path.relative_to(folder).parts if folder.is_dir() else ()
-            if inside in REPORT or path.resolve().is_relative_to(ours):
-                continue
-            found.setdefault(path.resolve(), (path, HELDOUT in inside[:-1]))
+        held = sorted(p for p in folder.rglob(HELDOUT) if p.is_dir() and any(p.iterdir()))
+        for place in [given, *held]:
+            for path in expand(place):
+                if not path.resolve().is_relative_to(ours):
+                    inside = path.relative_to(folder).parts if folder.is_dir() else ()
+                    found.setdefault(path.resolve(), (path, HELDOUT in inside[:-1]))
     return sorted(found.values())
 
 

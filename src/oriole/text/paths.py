@@ -14,7 +14,7 @@ from oriole.errors import DataError
 from oriole.log import say
 
 __all__ = [
-    "COMPRESSED", "DESCRIPTION", "BrokenFile", "Skipped", "expand", "file_kind", "names_sets", "plain_name",
+    "COMPRESSED", "DESCRIPTION", "HELDOUT", "WORKING", "BrokenFile", "Skipped", "expand", "file_kind", "names_sets", "plain_name",
     "plain_stem", "refuse",
 ]  # fmt: skip
 
@@ -23,6 +23,11 @@ Kind = Literal["json", "tsv", "csv", "parquet", "arrow", "text", "html", "pdf"]
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 DESCRIPTION = "dataset_info.json"
 """LLaMA-Factory's description of data sets; a folder means the sets it names by themselves, without it."""
+HELDOUT = "heldout"
+"""Documents set apart before anything was learnt: a folder that `oriole data clean` made means the others; name
+FOLDER/heldout to read these."""
+WORKING = ".done"
+"""The folder of working state by which a folder that `oriole data clean` made is known."""
 _READABLE = "jsonl, json, csv, tsv, parquet, txt, md, html or pdf; text also as .gz, .bz2, .xz or .zst"
 _EXAMPLES = 20
 _LISTED = 6
@@ -145,10 +150,22 @@ def names_sets(path: Path) -> bool:
 
 def _inside(folder: Path, skip_bad: Skipped | None) -> list[Path]:
     before = skip_bad.total if skip_bad is not None else 0
-    matches = [path for path in _walk(folder, set(), skip_bad) if _readable(path)]
+    matches = [p for p in _walk(folder, set(), skip_bad) if _readable(p) and not _set_apart(p, folder)]
     if not matches and (skip_bad is None or skip_bad.total == before):
         raise DataError(f"{folder} holds no file that can be read{_contents(folder)}; give {_READABLE}")
     return matches
+
+
+def _set_apart(path: Path, folder: Path) -> bool:
+    """Whether a file below `folder` is the report or a held-out part of what `oriole data clean` made."""
+    for made in path.parents:
+        if not made.is_relative_to(folder):
+            return False
+        inside = path.relative_to(made).parts
+        ours = inside[0] == HELDOUT or inside in (("report.json",), ("report.html",))
+        if ours and (made / WORKING).is_dir():
+            return True
+    return False
 
 
 def _readable(path: Path) -> bool:
