@@ -372,7 +372,7 @@ def test_only_what_a_change_touches_is_done_again(tmp_path: Path) -> None:
 
 def killed_at_random(tmp_path: Path, kills: int, seed: int) -> None:
     """Runs that are killed at random moments end, when they are run again, with the bytes of one that was not."""
-    folder = corpus(tmp_path / "in", files=3, documents=60)
+    folder = corpus(tmp_path / "in", documents=60)
 
     @contextlib.contextmanager
     def started(out: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -392,7 +392,7 @@ def killed_at_random(tmp_path: Path, kills: int, seed: int) -> None:
     end(tmp_path / "whole")
     took = time.monotonic() - begun
     expected = files(tmp_path / "whole")
-    assert len(expected) > 10
+    assert len(expected) > 8
     rng = random.Random(seed)
     stages = set()
     for n in range(kills):
