@@ -76,6 +76,8 @@ LANGS = st.sampled_from(["", "zh", "en", "ja"])
 @example("'&#39;a''", "en")
 @example("ａ\u0301", "zh")
 @example("[a@b.com]", "en")
+@example("a@b.com<p>", "en")
+@example("privacy policy<br/>頭髮", "")
 @example("privacy policy\n\n\n\nprivacy policy\n\n\n", "en")
 @pytest.mark.parametrize("rules", [LIGHT, STRICT], ids=["light", "strict"])
 def test_twice_is_once(rules: object, text: str, lang: str) -> None:

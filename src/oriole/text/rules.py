@@ -291,8 +291,11 @@ def _mend_english(change: Callable[[str], str], doc: Doc) -> Doc:
 
 
 def _identify(doc: Doc) -> Doc:
-    """A document that says its language keeps it; the rule `languages` looks at the final text of all."""
-    return doc if doc.lang else replace(doc, lang=identify(doc.text))
+    """A document that says its language keeps it; the rule `languages` looks at the final text of all.
+
+    One that cannot be told gets ISO 639's "und", so that what other rules take out of it does not change the answer.
+    """
+    return doc if doc.lang else replace(doc, lang=identify(doc.text) or "und")
 
 
 def _too_long(most: int, doc: Doc) -> Doc | Drop:

@@ -71,16 +71,16 @@ def _html(m: re.Match[str]) -> str:
     if not m["tag"]:
         return ""
     tag = m["tag"].lower()
+    start = m.string.rfind("\n", 0, m.start()) + 1
     if tag not in _SURE and not (m["attributes"] and not m["close"]):
-        line = m.string[m.string.rfind("\n", 0, m.start()) + 1 : (m.string.find("\n", m.end()) + 1 or None)].lower()
-        if f"</{tag}>" not in line if not m["close"] else f"<{tag}" not in line:
-            if not (tag == "p" and m.start() and m.string[m.start() - 1] in ">\n"):
-                return m[0]
+        line = m.string[start : (m.string.find("\n", m.end()) + 1 or None)].lower()
+        paired = f"<{tag}" in line if m["close"] else f"</{tag}>" in line
+        if not paired and not (tag == "p" and not m.string[start : m.start()].strip()):
+            return m[0]
     if tag in ("td", "th"):
         return " "
     if tag in _BLOCK_TAGS:
-        row = m.string.startswith("|", m.string.rfind("\n", 0, m.start()) + 1)  # a line of a Markdown table
-        return " " if row else "\n"
+        return " " if m.string.startswith("|", start) else "\n"  # a line of a Markdown table stays one
     return ""
 
 
@@ -183,7 +183,11 @@ def width(text: str, lang: str) -> str:
     characters.
     The rest of NFKC is left out on purpose: it would turn x² into x2, ½ into 1⁄2, ① into 1, … into three dots.
     """
-    if lang not in _TABLES or text.isascii() or not _WIDE[lang].search(text):
+    if lang not in _TABLES or text.isascii():
+        return text
+    if "\xa0" not in text and int(codes(text).max()) < 0x2E80:  # the other wide forms begin there
+        return text
+    if not _WIDE[lang].search(text):
         return text
     table = _TABLES[lang]
 
