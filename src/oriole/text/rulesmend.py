@@ -74,7 +74,7 @@ def _html(m: re.Match[str]) -> str:
     start = m.string.rfind("\n", 0, m.start()) + 1
     if tag not in _SURE and not (m["attributes"] and not m["close"]):
         line = m.string[start : (m.string.find("\n", m.end()) + 1 or None)].lower()
-        paired = f"<{tag}" in line if m["close"] else f"</{tag}>" in line
+        paired = (f"<{tag}>" in line or f"<{tag} " in line) if m["close"] else f"</{tag}>" in line
         if not paired and not (tag == "p" and not m.string[start : m.start()].strip()):
             return m[0]
     if tag in ("td", "th"):
