@@ -1,5 +1,6 @@
 """The README's commands work: both languages show the same ones, and each is run, cut short where it is long."""
 
+import itertools
 import json
 import os
 import re
@@ -55,7 +56,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.mkdir()
     zh, en = "河边的柳树上有两只黄鹂，它们一起唱歌。", "Two orioles sing in the willow by the river."
     for lang, sentence in (("zh", zh), ("en", en)):
-        docs = [{"text": f"{sentence[i % 7 :]} {i}. " * 6} for i in range(120)]
+        with (folder / "runs" / "demo" / "data" / f"pretrain_{lang}.jsonl").open(encoding="utf-8") as file:
+            texts = [json.loads(line) for line in itertools.islice(file, 4000)]
+        told = [text["text"] for text in texts if text["source"] in ("people", "places", "definitions")]
+        docs = [{"text": " ".join(told[i : i + 12])} for i in range(0, 1440, 12)]  # long enough for the rules
         chats = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": sentence}] for i in range(120)]
         for name, rows in ((f"pretrain_{lang}_00", docs), (f"sft_{lang}", [{"conversations": c} for c in chats])):
             text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

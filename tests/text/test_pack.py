@@ -160,7 +160,7 @@ def test_held_out_files_of_a_cleaned_folder_stay_apart(data: Path, tokenizer: Pa
     clean = data.parent / "clean"
     write_data(clean, bilingual, files=1)
     write_jsonl(clean / "heldout" / "part_0.jsonl", [{"text": "Kept apart."}])
-    (clean / ".done").mkdir()
+    write_jsonl(clean / ".done" / "heldout" / "part_0.jsonl", [{"text": "Working state."}])
     (clean / "report.json").write_text('{"rules": {}}')
     (clean / "report.html").write_text("<html><body><p>What was dropped, and why.</p></body></html>")
     out = data.parent / "packed"

@@ -125,13 +125,17 @@ def _inputs(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, bool]]:
     ours = out.resolve()
     for given in inputs:
         folder = Path(given).expanduser()
-        held = sorted(p for p in folder.rglob(HELDOUT) if p.is_dir() and any(p.iterdir()))
+        held = sorted(p for p in folder.rglob(HELDOUT) if _visible(p, folder) and p.is_dir() and any(p.iterdir()))
         for place in [given, *held]:
             for path in expand(place):
                 if not path.resolve().is_relative_to(ours):
                     inside = path.relative_to(folder).parts if folder.is_dir() else ()
                     found.setdefault(path.resolve(), (path, HELDOUT in inside[:-1]))
     return sorted(found.values())
+
+
+def _visible(path: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 Group = tuple[Path, ...]

@@ -14,8 +14,8 @@ from oriole.errors import DataError
 from oriole.log import say
 
 __all__ = [
-    "COMPRESSED", "DESCRIPTION", "HELDOUT", "WORKING", "BrokenFile", "Skipped", "expand", "file_kind", "names_sets", "plain_name",
-    "plain_stem", "refuse",
+    "COMPRESSED", "DESCRIPTION", "HELDOUT", "WORKING", "BrokenFile", "Skipped", "expand", "file_kind", "names_sets",
+    "plain_name", "plain_stem", "refuse",
 ]  # fmt: skip
 
 Kind = Literal["json", "tsv", "csv", "parquet", "arrow", "text", "html", "pdf"]
