@@ -28,6 +28,10 @@ _CHINESE_LINE = re.compile(
     r"|加入收藏.{0,6}设为首页|设为首页.{0,6}加入收藏|备案号\s*[:：]|ICP[备证]\d+|公网安备\s*\d+|使用\s?Cookie|^[^，。]{0,20}隐私政策[^，。]{0,20}$"
     r"|^[（(\[【]?(?:本文|文章)来源\s*[:：]|^\W*网友评论\W*$"
 )
+_CLAUSE = re.compile(
+    r"\s*(?:\*\*)?(?:第[零〇一二三四五六七八九十百千\d]+[章节条款项]|[（(][一二三四五六七八九十\d]{1,4}[）)])"
+)
+"""How a line of a statute begins, which may well forbid to reprint something."""
 _LOREM = "lorem ipsum"
 _TRACES = ("cookie", "javascript", "terms of use", "privacy policy", "rights reserved", _LOREM)
 _BLANK_LINES = re.compile(r"(?:(?<=\n)|\A)\n{3,}")
@@ -39,7 +43,8 @@ def boilerplate(text: str, length: int = 200) -> str:
     English: C4's policy phrases, "all rights reserved", and "javascript" beside a word such as enable, browser or
     require. C4 itself takes out every line with the word JavaScript, or with "privacy policy", however long, and so the
     paragraphs of manuals and articles about them. Chinese: the same kinds (copyright, reprint, account to follow, QR
-    code, previous and next, licence number, cookies). Lorem ipsum: the line, where C4 drops the document.
+    code, previous and next, licence number, cookies), but no clause of a statute. Lorem ipsum: the line, where C4 drops
+    the document.
     """
     low = text.lower()
     english = any(p in low for p in _TRACES)
@@ -52,7 +57,7 @@ def boilerplate(text: str, length: int = 200) -> str:
         if size > length:
             return False
         if chinese and 2 * size <= length and _CHINESE_LINE.search(line.strip()):
-            return True
+            return not _CLAUSE.match(line)
         if not english:
             return False
         low = line.lower()

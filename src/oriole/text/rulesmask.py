@@ -109,6 +109,7 @@ def _ipv4(m: re.Match[str]) -> str:
 
 def _public(address: str) -> bool:
     try:
-        return ipaddress.ip_address(address).is_global
+        ip = ipaddress.ip_address(address)
+        return ip.is_global and not ip.is_multicast
     except ValueError:
         return False
