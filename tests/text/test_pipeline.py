@@ -96,7 +96,8 @@ def test_what_stays_and_what_goes(tmp_path: Path) -> None:
     zh, en, longer, exam = chinese(rng), english(rng), english(rng, 20), english(rng, 3)
     question = " ".join(exam.split()[:20])
     twin = longer[:50] + "Q" + longer[51:]
-    write(tmp_path / "a.jsonl", [{"text": zh}, {"text": f"{twin[:-30]}."}, {"text": "short"}, {"text": f"{en[:200]}"}])
+    short = {"text": "short", "lang": "en"}  # by itself it would be of a language that cannot be told
+    write(tmp_path / "a.jsonl", [{"text": zh}, {"text": f"{twin[:-30]}."}, short, {"text": f"{en[:200]}"}])
     more = [{"text": f"  {zh}\r\n"}, {"text": longer}, {"text": f"{en} {question} {en[:90]}."}]
     write(tmp_path / "b.jsonl", more)
     evaluation = write(tmp_path / "exam.jsonl", [{"question": question, "answer": "A"}])
@@ -505,7 +506,7 @@ def test_the_page_escapes_what_documents_say(tmp_path: Path) -> None:
 
 
 def test_the_page_of_nothing(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", [{"text": "too short"}])
+    write(tmp_path / "a.jsonl", [{"text": "too short", "lang": "en"}])
     report = clean([tmp_path / "a.jsonl"], tmp_path / "out", config())
     assert report["totals"]["en"]["kept"]["documents"] == 0
     Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))

@@ -22,7 +22,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Doc:
-    """One document of running text; `lang` is "zh", "en" or "" (not known)."""
+    """One document of running text.
+
+    `lang` is "zh", "en", "" (not known), or another that cleaning found, "und" where it cannot be told.
+    """
 
     text: str
     lang: str = ""
