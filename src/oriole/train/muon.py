@@ -1,8 +1,8 @@
 """Muon: momentum whose update is made orthogonal, for the matrices between embedding and head (Jordan et al. 2024).
 
 The update U V^T of the momentum's singular value decomposition is approximated by five Newton–Schulz steps of degree
-five, in bf16. Matrices that are fused in memory are orthogonalised part by part, as if they were apart, and all parts
-of one shape in one batched product.
+five, in bf16 where the hardware has it. Matrices that are fused in memory are orthogonalised part by part, as if they
+were apart, and all parts of one shape in one batched product.
 """
 
 from collections import defaultdict
@@ -66,13 +66,13 @@ class Muon:
 
 
 def _mix(gradient: Tensor, momentum: Tensor, divisor: Tensor, bad: Tensor) -> Tensor:
-    """Moves the momentum in place and gives Nesterov's look ahead, in bf16, both as they were where `bad` is not zero.
+    """Moves the momentum in place and gives Nesterov's look ahead, both as they were where `bad` is not zero.
 
     Infinite times zero is not zero: hence `where`.
     """
     gradient = torch.where(bad > 0, momentum, gradient / divisor)
     momentum.lerp_(gradient, 1 - MOMENTUM)
-    return gradient.lerp(momentum, MOMENTUM).bfloat16()
+    return gradient.lerp(momentum, MOMENTUM)
 
 
 def _apply(weight: Tensor, update: Tensor, keep: Tensor, scale: Tensor) -> None:
@@ -84,10 +84,16 @@ def _wide(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16, but fp32 on a CPU that would have to imitate it: that is far slower."""
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else torch.bfloat16
+
+
 def orthogonalise(x: Tensor) -> Tensor:
     """About U V^T for each matrix of x (k, n, m), n <= m: singular values between 0.7 and 1.2, in x's dtype."""
     a, b, c = COEFFICIENTS
-    y = x.bfloat16()
+    y = x.to(_fast_dtype(x.device))
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     # Every step multiplies y from the left by a polynomial p of its Gram matrix G = y y^T, and turns G into p G p. For
     # a wide matrix it is cheaper to follow the small square ones and to multiply y once for several steps; but in bf16
