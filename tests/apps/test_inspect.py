@@ -17,8 +17,9 @@ from oriole.cli.inspect import inspect
 from oriole.errors import DataError
 from oriole.text.census import census, histogram
 from oriole.text.clean import normalise
+from oriole.text.mixture import Mixture
 from oriole.text.pack import PackConfig, pack
-from oriole.text.shards import Mixture, Shards, write_shards
+from oriole.text.shards import Shards, write_shards
 from oriole.text.template import Chat, Message, render
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
 from oriole.train.batch import IGNORE, Packer

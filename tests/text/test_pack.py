@@ -20,8 +20,9 @@ from oriole.errors import ConfigError, DataError
 from oriole.text.clean import normalise
 from oriole.text.formats import read_chats, read_docs
 from oriole.text.kinds import find_kind
+from oriole.text.mixture import Mixture
 from oriole.text.pack import PackConfig, pack
-from oriole.text.shards import Mixture, Shards, View, held_out, write_shards
+from oriole.text.shards import Shards, View, held_out, write_shards
 from oriole.text.template import render
 from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
 

@@ -10,8 +10,9 @@ from oriole.apps.inspect import InspectConfig
 from oriole.cli.inspect import inspect
 from oriole.config import validate
 from oriole.errors import ConfigError, DataError
+from oriole.text.mixture import Mixture
 from oriole.text.pack import PackConfig, pack
-from oriole.text.shards import Mixture, Shards, View
+from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
 from oriole.train.prepare import make_shards, make_tokenizer, weighted
 from oriole.train.recipe import Recipe

@@ -9,9 +9,10 @@ from oriole.apps.inspect import SCHEMA, InspectConfig, Records, batch_preview, d
 from oriole.errors import DataError
 from oriole.text.census import table
 from oriole.text.kinds import find_kind
+from oriole.text.mixture import Mixture
 from oriole.text.pack import chat_rows, load_tokenizer, text_rows
 from oriole.text.paths import expand
-from oriole.text.shards import Mixture, Shards, View
+from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
 from oriole.text.writer import Writer
 

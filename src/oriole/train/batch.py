@@ -36,7 +36,7 @@ class Batch:
 
 
 class Stream(Protocol):
-    """An infinite iterator of (ids, mask), each (n,), that can be resumed; `text.shards.Mixture` is one."""
+    """An infinite iterator of (ids, mask), each (n,), that can be resumed; `text.mixture.Mixture` is one."""
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]: ...
     def state_dict(self) -> dict[str, Any]: ...

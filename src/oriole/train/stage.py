@@ -22,7 +22,8 @@ from oriole.log import Metrics, human, say
 from oriole.model.config import ModelConfig, preset
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
-from oriole.text.shards import Mixture, Shards, View
+from oriole.text.mixture import Mixture
+from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
