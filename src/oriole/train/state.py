@@ -1,0 +1,176 @@
+"""Where a run stands, and how that is saved and taken up again."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from oriole.errors import CheckpointError
+from oriole.log import say
+from oriole.train import checkpoint
+from oriole.train.gauges import Clock
+from oriole.train.optim import Optimizer
+
+__all__ = ["Progress", "Saver", "Stateful", "flat"]
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold beside tensors: its state is made for JSON."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far a run has come, counted over all its resumed pieces."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Positions of the batches that were trained on."""
+    clock: Clock = field(default_factory=Clock)
+    """All of `fit`."""
+    stepping: Clock = field(default_factory=Clock)
+    """`fit` without evaluations and checkpoints."""
+    evaluated_at: int = -1
+    """The step of the last evaluation, -1 before the first."""
+    loss: float = math.nan
+    """Mean of the steps of the last record."""
+    bpb_before: Any = None
+    """Bits per byte by part before the first step."""
+    bpb: Any = None
+    """Bits per byte by part at the last evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.clock.seconds,
+            "stepping_seconds": self.stepping.seconds,
+            "evaluated_at": self.evaluated_at,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "bpb_before": self.bpb_before,
+            "bpb": self.bpb,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where `state_dict` was taken; the seconds are added to what the clocks show."""
+        self.step, self.tokens, self.evaluated_at = state["step"], state["tokens"], state["evaluated_at"]
+        self.clock.add(state["seconds"])
+        self.stepping.add(state["stepping_seconds"])
+        self.loss = math.nan if state["loss"] is None else state["loss"]
+        self.bpb_before, self.bpb = state["bpb_before"], state["bpb"]
+
+
+class Saver:
+    """Saves model, optimizer, random numbers, `progress` and the `stateful` rest of a run, and takes them up again.
+
+    `fingerprint` (flat) says what a checkpoint must share with this run; `dtype` is the arithmetic's name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: Optimizer,
+        progress: Progress,
+        stateful: Mapping[str, Stateful],
+        *,
+        device: torch.device,
+        dtype: str,
+        fingerprint: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        self.folder = folder
+        self.model, self.optimizer, self.progress, self.stateful = model, optimizer, progress, stateful
+        self.device, self.fingerprint, self.keep = device, fingerprint, keep
+        self._setting = {"dtype": dtype, "torch": torch.__version__}
+        self._saved_at = -1
+
+    def save(self) -> None:
+        """Write a checkpoint of this step unless there is one.
+
+        Raises `ResourceError` when the disk is full.
+        """
+        if self._saved_at == self.progress.step:
+            return
+        plain_rng, rng = checkpoint.rng_state(self.device)
+        state = self.progress.state_dict() | {name: one.state_dict() for name, one in self.stateful.items()}
+        state |= {"rng": plain_rng, "fingerprint": self.fingerprint, **self._setting}
+        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), "rng": rng}
+        checkpoint.save(self.folder, self.progress.step, tensors, state, keep=self.keep)
+        self._saved_at = self.progress.step
+
+    def resume(self, how: str) -> Path | None:
+        """Go on from the checkpoint that `how` (auto, no, or a path) means; its path, None when there is none.
+
+        Raises `CheckpointError` when it is damaged or belongs to another run.
+        """
+        match how:
+            case "no":
+                shutil.rmtree(self.folder, ignore_errors=True)
+                return None
+            case "auto":
+                found = checkpoint.latest_valid(self.folder)
+                if found is None:
+                    return None
+            case path:
+                found = checkpoint.load(Path(path))
+        self.load(found)
+        for what, now in self._setting.items():
+            if found.state[what] != now:
+                say(
+                    f"the checkpoint was made with {what} {found.state[what]}, now it is {now}: "
+                    "not bit for bit the same",
+                    "yellow",
+                )
+        return found.path
+
+    def load(self, found: checkpoint.Checkpoint) -> None:
+        """Put everything into the state that a checkpoint holds, after checking that it belongs to this run."""
+        _check_fingerprint(found, self.fingerprint)
+        state = found.state
+        try:
+            self.model.load_state_dict(found.tensors["model"])
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise CheckpointError(
+                f"{found.path} holds a model of another shape ({lines[min(1, len(lines) - 1)]}); "
+                "give the model the old shape or start afresh with train.resume=no"
+            ) from error
+        self.optimizer.load(found.tensors["optimizer"])
+        for name, one in self.stateful.items():
+            one.load_state_dict(state[name])
+        checkpoint.restore_rng(state["rng"], found.tensors["rng"], self.device)
+        self.progress.load_state_dict(state)
+        if found.path.resolve().parent == self.folder.resolve():
+            self._saved_at = found.step
+
+
+def _check_fingerprint(found: checkpoint.Checkpoint, now: Mapping[str, Any]) -> None:
+    before, absent = found.state["fingerprint"], "nothing"
+    differ = [
+        f"{key} was {before.get(key, absent)}, is {now.get(key, absent)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, absent) != now.get(key, absent)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{found.path} belongs to another run ({'; '.join(differ[:4])}); "
+            "set that back, choose another folder with run=…, or start afresh with train.resume=no"
+        )
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}, so that a difference can be named by its key."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
