@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from oriole.text.rulescode import fences
+from oriole.text.rulesmeasure import highest
 
 __all__ = ["boilerplate", "c4_lines"]
 
@@ -48,7 +49,7 @@ def boilerplate(text: str, length: int = 200) -> str:
     """
     low = text.lower()
     english = any(p in low for p in _TRACES)
-    chinese = not text.isascii() and _CHINESE.search(text) is not None
+    chinese = not text.isascii() and highest(text) >= 0x4E00 and _CHINESE.search(text) is not None
     if not english and not chinese:
         return text
 

@@ -78,27 +78,31 @@ def mask_numbers(text: str, phones: bool = True, ids: bool = True, ips: bool = T
 
     Only lines with something like seven digits in a row are looked at closely.
     """
-    out: list[str] = []
-    at = 0
-    for m in _CANDIDATE.finditer(text):
-        if m.start() < at:
+    raw = text.encode(errors="surrogatepass")
+    out: list[bytes] = []
+    at = seen = 0
+    for m in _CANDIDATE.finditer(raw.translate(_DIGITS_AS_ZERO)):
+        if m.start() < seen:
             continue
-        start = text.rfind("\n", 0, m.start()) + 1
-        end = text.find("\n", m.end())
-        end = len(text) if end < 0 else end
-        line = text[start:end]
+        start = raw.rfind(b"\n", 0, m.start()) + 1
+        seen = raw.find(b"\n", m.end())
+        seen = len(raw) if seen < 0 else seen
+        line = before = raw[start:seen].decode(errors="surrogatepass")
         if ids:
             line = _ID.sub(lambda m: "<ID>" if valid_id(m[0]) else m[0], line)
         if phones:
             line = _PHONE.sub("<PHONE>", line)
         if ips:
             line = _IPV6.sub(lambda m: "<IP>" if _public(m[0]) else m[0], _IPV4.sub(_ipv4, line))
-        out += text[at:start], line
-        at = end
-    return "".join(out) + text[at:] if out else text
+        if line != before:
+            out += raw[at:start], line.encode(errors="surrogatepass")
+            at = seen
+    return b"".join((*out, raw[at:])).decode(errors="surrogatepass") if out else text
 
 
-_CANDIDATE = re.compile(r"[0-9][0-9)）.: A-Fa-f-][0-9()（）.: A-Fa-f-]{4,}[0-9]")
+# In UTF-8 with every digit a zero: one byte is searched for several times faster than a class of ten characters.
+_DIGITS_AS_ZERO = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
+_CANDIDATE = re.compile("0(?:[0).: A-Fa-f-]|）)(?:[0().: A-Fa-f-]|（|）){4,}0".encode())
 
 
 def _ipv4(m: re.Match[str]) -> str:

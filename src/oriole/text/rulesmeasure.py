@@ -23,7 +23,10 @@ import numpy.typing as npt
 
 from oriole.text.rulescode import prose
 
-__all__ = ["ALNUM", "ALPHA", "CLASS", "HAN", "PUNCT", "SPACE", "Measures", "codes", "measure", "repeats", "word_number"]
+__all__ = [
+    "ALNUM", "ALPHA", "CLASS", "HAN", "PUNCT", "SPACE", "Measures", "codes", "highest", "measure", "repeats",
+    "word_number",
+]  # fmt: skip
 
 Numbers = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.intp]
@@ -72,6 +75,13 @@ def _powers(bits: int) -> tuple[Numbers, Numbers]:
 def codes(text: str) -> npt.NDArray[np.uint32]:
     """The code points of `text`, (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def highest(text: str) -> int:
+    """The highest UTF-16 unit of `text`, 0 for none: an upper plane counts as 0xD800 or more. Far faster than a search
+    for a class of characters, where a text has none of them."""
+    units = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
+    return int(units.max()) if len(units) else 0
 
 
 def _prefixes(points: npt.NDArray[np.uint32]) -> tuple[Numbers, Numbers]:

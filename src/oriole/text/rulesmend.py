@@ -12,7 +12,7 @@ from typing import Any
 
 from oriole.text.clean import normalise
 from oriole.text.rulescode import replace
-from oriole.text.rulesmeasure import CLASS, HAN, codes
+from oriole.text.rulesmeasure import CLASS, HAN, codes, highest
 
 __all__ = ["full_stop", "markup", "punctuation", "simplify", "tidy", "width"]
 
@@ -185,7 +185,7 @@ def width(text: str, lang: str) -> str:
     """
     if lang not in _TABLES or text.isascii():
         return text
-    if "\xa0" not in text and int(codes(text).max()) < 0x2E80:  # the other wide forms begin there
+    if "\xa0" not in text and highest(text) < 0x2E80:  # the other wide forms begin there
         return text
     if not _WIDE[lang].search(text):
         return text
