@@ -5,19 +5,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from oriole.errors import raise_for_os_error
+from oriole.errors import OrioleError, raise_for_os_error
 
-__all__ = ["Metrics", "Tracker", "console", "duration", "human", "say", "track"]
+__all__ = ["Metrics", "Sink", "Tracker", "console", "duration", "human", "say", "track"]
 
 console = Console(stderr=True, highlight=False)
 """Progress and remarks go to stderr; stdout carries results only."""
@@ -48,11 +48,23 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-class Metrics:
-    """Appends one JSON object a line to `metrics.jsonl`. Non-finite numbers are written as strings ("nan")."""
+class Sink(Protocol):
+    """A place besides metrics.jsonl that gets every record: a dashboard, or whoever compares with what is expected."""
 
-    def __init__(self, path: Path) -> None:
+    def write(self, record: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Appends one JSON object a line to `metrics.jsonl`. Non-finite numbers are written as strings ("nan").
+
+    Each record then goes to the sinks in `also`. One that fails is said aloud and left out from then on: the file is
+    the record of the run, and nothing that only looks at it may end a training.
+    """
+
+    def __init__(self, path: Path, also: Sequence[Sink] = ()) -> None:
         self.path = path
+        self._also = list(also)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a", encoding="utf-8")
@@ -67,10 +79,20 @@ class Metrics:
             self._file.flush()
         except OSError as error:
             raise_for_os_error(error, "writing", self.path)
+        for sink in [*self._also]:
+            try:
+                sink.write(record)
+            except OrioleError:
+                raise
+            except Exception as error:
+                self._also.remove(sink)
+                say(f"{type(sink).__name__} failed ({error}); going on with {self.path.name} alone", "yellow")
 
     def close(self) -> None:
-        """Close the file; writing afterwards is an error."""
+        """Close the file and the sinks; writing afterwards is an error."""
         self._file.close()
+        for sink in self._also:
+            sink.close()
 
 
 def _finite(value: Any) -> Any:

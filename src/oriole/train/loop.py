@@ -248,6 +248,7 @@ class Trainer:
         if self._evaluate is None or not due or self.now.evaluated_at == self.now.step:
             return
         evaluate = functools.partial(self._evaluate, self.now.step)
+        start = time.monotonic()
         with self.now.stepping.paused(), undisturbed(self.model, self.device):
             result = self._stop.breakable(evaluate)
         if result is None:  # broken off by a signal; done again after the resume
@@ -256,7 +257,8 @@ class Trainer:
         self.now.bpb = result.get("bpb")
         if self.now.step == 0:
             self.now.bpb_before = self.now.bpb
-        self.metrics.write({"event": "eval", "step": self.now.step, **result})
+        took = {"tokens": self.now.tokens, "seconds": round(time.monotonic() - start, 2)}
+        self.metrics.write({"event": "eval", "step": self.now.step, **took, **result})
         if isinstance(self.now.bpb, dict):
             say(f"step {self.now.step}: bits per byte " + ", ".join(f"{k} {v:.3f}" for k, v in self.now.bpb.items()))
 

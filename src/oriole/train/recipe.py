@@ -134,6 +134,9 @@ class Recipe(Config):
     """A preset's name or a table of the model's shape (first stage only; later stages take `init`'s)."""
     init: str = ""
     """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft."""
+    track: Literal["none", "tensorboard", "trackio"] = "none"
+    """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
+    (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""
     skip_bad: bool = False
     """Count records that cannot be read and go on, instead of stopping at the first."""
     parts: dict[str, Part]

@@ -25,6 +25,7 @@ from oriole.model.lm import LM
 from oriole.text.mixture import Mixture
 from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
+from oriole.train import track
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
 from oriole.train.loop import TrainConfig, Trainer
@@ -49,6 +50,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
     if recipe.train.resume == "no" and recipe.folder.exists():
         shutil.rmtree(recipe.folder)
     recipe.folder.mkdir(parents=True, exist_ok=True)
+    also = track.sinks(recipe)
     init = _init_folder(recipe)
 
     tokenizer = make_tokenizer(recipe, init)
@@ -60,7 +62,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
 
     stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
     data = Packer(stream, recipe.train.batch_size, recipe.train.length)
-    metrics = Metrics(recipe.folder / "metrics.jsonl")
+    metrics = Metrics(recipe.folder / "metrics.jsonl", also)
     evaluation = _evaluation(recipe, model, tokenizer, val)
     trainer = Trainer(
         model,
@@ -73,7 +75,11 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
         evaluate=evaluation,
         fingerprint=_fingerprint(recipe, model.config, tokenizer, train),
     )
-    summary = trainer.fit()
+    try:
+        summary = trainer.fit()
+    except BaseException:  # an interruption too: a dashboard is to have what was recorded
+        metrics.close()
+        raise
 
     chat = recipe.stage == "sft"
     target = recipe.folder / "model"
