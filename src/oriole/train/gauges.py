@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from oriole.log import say
 from oriole.train.optim import Optimizer
 
-__all__ = ["Clock", "Window"]
+__all__ = ["Clock", "DataWait", "Window"]
 
 
 class Clock:
@@ -64,3 +65,25 @@ class Window:
         good, skipped, in_a_row, *sums = torch.stack([t.float() for t in (*counts, *self._sums.values())]).tolist()
         means = {name: total / good if good else math.nan for name, total in zip(self._sums, sums, strict=True)}
         return means, int(skipped), int(in_a_row)
+
+
+class DataWait:
+    """Says once when the data, and not the device, sets the pace."""
+
+    LIMIT, PATIENCE = 0.1, 3
+    """Share of the time that may go by waiting for batches, and records in a row above it before a word is said (the
+    first record of a run carries the filling of the buffers)."""
+
+    def __init__(self) -> None:
+        self._in_a_row, self._said = 0, False
+
+    def note(self, step: int, share: float) -> None:
+        """Take note of the share of waiting in the record written at `step`."""
+        self._in_a_row = self._in_a_row + 1 if share > self.LIMIT else 0
+        if self._in_a_row >= self.PATIENCE and not self._said:
+            self._said = True
+            say(
+                f"the device waits for data: {share:.0%} of the time up to step {step} went by without work for it; "
+                "put the data on a local disk, pack it beforehand (oriole data pack), or leave the loader a core",
+                "yellow",
+            )

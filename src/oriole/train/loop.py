@@ -24,8 +24,9 @@ from oriole.log import Metrics, Tracker, say, track
 from oriole.train import dist
 from oriole.train.batch import Batch
 from oriole.train.device import DTYPE_NAMES, Dtype, choose_compile, choose_device, choose_dtype
-from oriole.train.gauges import Window
+from oriole.train.gauges import DataWait, Window
 from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
+from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer, lr_at
 from oriole.train.state import Progress, Saver, Stateful, flat
@@ -83,6 +84,7 @@ class Trainer:
     `evaluate(step)` is called before the first step, every `eval_every` steps and after the last; its dict may have
     "bpb" (bits per byte by part) and goes to `metrics` as it is. It cannot disturb training: random numbers and the
     modules' modes are put back afterwards. `fingerprint` says what a checkpoint must share with this run to be resumed.
+    With `flops_per_token` the records have `mfu`.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Trainer:
         metrics: Metrics,
         evaluate: Callable[[int], dict[str, Any]] | None = None,
         fingerprint: Mapping[str, Any] | None = None,
+        flops_per_token: float = 0.0,
     ) -> None:
         if dist.world() > 1:
             raise ConfigError("training with several processes is not possible yet; start one process")
@@ -107,6 +110,10 @@ class Trainer:
         self.optim_config = optim
         self.optimizer = Optimizer(model, optim, config.steps, loss_scale=self.dtype == torch.float16)
         self._evaluate = evaluate
+        self._data_wait = DataWait()
+        self._mfu: Mfu | None = None
+        if flops_per_token:
+            self._mfu = Mfu(flops_per_token, peak_flops(self.device, self.dtype), dist.world())
         own = {"steps": config.steps, "accumulate": config.accumulate, "seed": config.seed}
         self._compiled, self._why_compile = False, ""
         self._untried_compiler = False
@@ -221,7 +228,7 @@ class Trainer:
         """One record of the steps since the last; the only place where the host waits for the device."""
         means, skipped, in_a_row = window.read()
         self.now.loss = means["loss"]
-        record = {
+        record: dict[str, Any] = {
             "event": "step",
             "step": self.now.step,
             "tokens": self.now.tokens,
@@ -233,7 +240,11 @@ class Trainer:
             "data_wait": round(window.wait / (self.now.stepping.seconds - window.seconds), 4),
             "skipped": skipped,
         }
+        if self._mfu is not None:
+            record["mfu"] = round(self._mfu.of(record["tokens_per_second"]), 4)
+            bar.update(mfu=f"{record['mfu']:.0%}")
         self.metrics.write(record)
+        self._data_wait.note(self.now.step, record["data_wait"])
         bar.update(loss=f"{self.now.loss:.3f}")
         if skipped:
             bar.update(skipped=str(skipped))
@@ -266,6 +277,8 @@ class Trainer:
         dtype = DTYPE_NAMES[self.dtype]
         compiled = "compiled" if self._compiled else "not compiled"
         say(f"on {self.device} in {dtype} ({self._why_dtype}), {compiled} ({self._why_compile})")
+        if self._mfu is not None:
+            say(f"MFU = {self._mfu}")
         self.metrics.write(
             {
                 "event": "start",
@@ -277,6 +290,7 @@ class Trainer:
                 "compile_why": self._why_compile,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
+                **({} if self._mfu is None else self._mfu.record()),
             }
         )
 

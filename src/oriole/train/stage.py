@@ -74,6 +74,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
         metrics=metrics,
         evaluate=evaluation,
         fingerprint=_fingerprint(recipe, model.config, tokenizer, train),
+        flops_per_token=model.config.flops_per_token(recipe.train.length),
     )
     try:
         summary = trainer.fit()
