@@ -2,8 +2,8 @@
 
 import pytest
 
-from oriole.text.rules import Drop
-from oriole.text.ruleschat import ChatRulesConfig, apply_chat_rules, build_chat_rules, dice
+from oriole.text.rules import Drop, apply_rules
+from oriole.text.ruleschat import ChatRulesConfig, build_chat_rules, dice
 from oriole.text.template import Chat, Message, Role, ToolCall
 
 ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
@@ -21,7 +21,7 @@ def chat(*turns: str) -> Chat:
 
 def reason(conversation: Chat, **config: object) -> str:
     """The rule that drops the conversation, "" where it stays as it is."""
-    result = apply_chat_rules(conversation, build_chat_rules(ChatRulesConfig(**config)))  # type: ignore[arg-type]
+    result = apply_rules(conversation, build_chat_rules(ChatRulesConfig(**config)))  # type: ignore[arg-type]
     if isinstance(result, Drop):
         assert result.detail
         return result.reason
@@ -44,6 +44,7 @@ def reason(conversation: Chat, **config: object) -> str:
         (["u:Hi", "t:{}", "a:Hello!"], "roles"),
         (["u:Hi", "a:no call", "t:{}", "a:Hello!"], "roles"),
         (["u:Hi", "c:", "u:well?", "a:Hello!"], "roles"),
+        (["u:Weather?", "c:"], ""),
         (["u: ", "a:Hello!"], "empty"),
         (["u:Hi", "a:\n"], "empty"),
         (["u:Tell me more", "a:Tell me  more"], "duplicated"),

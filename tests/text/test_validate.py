@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from oriole.text.formats import read_chats
 from oriole.text.template import Chat, Message, ToolCall
-from oriole.text.validate import truncation, validate_chat
+from oriole.text.validate import faults, truncation, validate_chat
 
 CALL = (ToolCall("f", {}),)
 
@@ -59,6 +59,20 @@ def test_sound_conversations(turns: tuple[str, ...]) -> None:
 )
 def test_each_problem_is_found_alone(turns: tuple[str, ...], problems: list[str]) -> None:
     assert validate_chat(chat(*turns)) == problems
+
+
+def test_reasoning_alone_is_an_answer() -> None:
+    thought = Message("assistant", "", reasoning="hm")
+    assert validate_chat(Chat((Message("user", "q"), thought))) == []
+
+
+def test_each_fault_has_its_kind() -> None:
+    found = faults(chat("s:", "a:r", "u:q", "a:q", "a:r", "u:p", "c:").messages)
+    assert [fault.kind for fault in found] == [
+        "empty_turn", "begins_without_user", "repeated_turn", "not_alternating", "repeated_turn", "open_call",
+    ]  # fmt: skip
+    assert [fault.kind for fault in faults(chat("u:q").messages)] == ["ends_without_answer"]
+    assert [fault.kind for fault in faults(())] == ["empty_turn"]
 
 
 def test_the_examples_are_sound() -> None:

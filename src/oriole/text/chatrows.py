@@ -9,16 +9,14 @@ from typing import Any, final
 
 from oriole.text.template import Chat, Message, Preference, message_dict, render
 from oriole.text.tokenizer import Tokenizer
+from oriole.text.validate import faults
 
-__all__ = ["FAULTS", "Figures", "chat_row", "faults", "flat", "preference_row"]
+__all__ = ["Figures", "chat_row", "flat", "preference_row"]
 
 CHARS_PER_TOKEN = {"zh": 1.5, "en": 4.0}
 """What a vocabulary of 16,384 reaches, for estimates."""
 ROLE_TOKENS = 5
 """Of each message's header and end."""
-
-FAULTS = ("empty_turn", "not_alternating", "begins_without_user", "ends_without_answer", "repeated_turn")
-"""What `faults` finds."""
 
 
 def chat_row(chat: Chat) -> dict[str, Any]:
@@ -52,28 +50,6 @@ def _said(message: Message) -> str:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def faults(messages: Sequence[Message]) -> list[str]:
-    """What is odd about a conversation's form, each once, in the order of `FAULTS`."""
-    found = []
-    turns = [m for m in messages if m.role != "system"]
-    if any(not m.content.strip() and not m.tool_calls and not m.reasoning for m in messages):
-        found.append("empty_turn")
-    before = ""
-    for message in turns:
-        if message.role == before != "tool" or (message.role == "tool" and before not in ("assistant", "tool")):
-            found.append("not_alternating")
-            break
-        before = message.role
-    if turns and turns[0].role != "user":
-        found.append("begins_without_user")
-    if turns and turns[-1].role != "assistant":
-        found.append("ends_without_answer")
-    said = [(m.role, m.content.strip()) for m in turns if m.content.strip() and m.role != "tool"]
-    if len(set(said)) < len(said):
-        found.append("repeated_turn")
-    return found
-
-
 @final
 class Figures:
     """Counts over the rows of one input, as JSON that adds up."""
@@ -93,8 +69,8 @@ class Figures:
         self._count("with_tools", bool(chat and chat.tools) or any(m.tool_calls for m in messages))
         self._count("with_reasoning", any(m.reasoning for m in messages))
         self._count("several_rounds", sum(m.role == "user" for m in messages) > 1)
-        for fault in faults(messages):
-            self._count(fault, 1)
+        for kind in dict.fromkeys(fault.kind for fault in faults(messages)):
+            self._count(kind, 1)
 
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] = self.counts.get(name, 0) + amount

@@ -249,6 +249,7 @@ _CHAT_WORDS = {
     "longer": "longer than the training length", "not_alternating": "roles do not alternate",
     "empty_turn": "with an empty turn", "repeated_turn": "with a repeated turn",
     "begins_without_user": "begin without a user's turn", "ends_without_answer": "end without an answer",
+    "open_call": "end with a call that gets no result",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import model_validator
 
@@ -28,6 +28,8 @@ from oriole.text.rulesmeasure import Measures, measure
 
 __all__ = ["Drop", "Rule", "RulesConfig", "apply_rules", "build_rules"]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
@@ -38,15 +40,15 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule under the name that `RulesConfig`, the report and `Drop.reason` give it."""
+class Rule(Generic[T]):
+    """A rule for documents or conversations, under the name that config, report and `Drop.reason` give it."""
 
     name: str
-    function: Callable[[Doc], Doc | Drop]
+    function: Callable[[T], T | Drop]
 
-    def __call__(self, doc: Doc) -> Doc | Drop:
-        """The document, mended or as it is, or why it goes."""
-        return self.function(doc)
+    def __call__(self, item: T) -> T | Drop:
+        """What is left of it: mended, as it is, or why it goes."""
+        return self.function(item)
 
 
 Share = float
@@ -229,24 +231,24 @@ _LIGHT: dict[str, Any] = {
 }
 
 
-def apply_rules(doc: Doc, rules: Sequence[Rule]) -> Doc | Drop:
-    """The document after every rule, or the first rule's `Drop`."""
+def apply_rules(item: T, rules: Sequence[Rule[T]]) -> T | Drop:
+    """The document or conversation after every rule, or the first rule's `Drop`."""
     for rule in rules:
-        result = rule.function(doc)
+        result = rule.function(item)
         if isinstance(result, Drop):
             return result
-        doc = result
-    return doc
+        item = result
+    return item
 
 
-def build_rules(config: RulesConfig) -> list[Rule]:
+def build_rules(config: RulesConfig) -> list[Rule[Doc]]:
     """The rules that `config` switches on, in their fixed order; `ConfigError` for a list of words that cannot be
     read."""
     return [*_mending(config), *_dropping(config)]
 
 
-def _mending(c: RulesConfig) -> list[Rule]:
-    rules: list[Rule] = []
+def _mending(c: RulesConfig) -> list[Rule[Doc]]:
+    rules: list[Rule[Doc]] = []
 
     def add(on: object, name: str, change: Callable[[str], str]) -> None:
         if on:
@@ -330,7 +332,7 @@ def _judge(name: str, why: _Why, langs: tuple[str, ...], prose_share: float, doc
     return Drop(name, reason) if reason else doc
 
 
-def _dropping(c: RulesConfig) -> list[Rule]:
+def _dropping(c: RulesConfig) -> list[Rule[Doc]]:
     rules = [Rule("length", partial(_length, c.min_characters, c.max_characters))]
     if c.languages:
         rules.append(Rule("languages", partial(_languages, c.languages)))

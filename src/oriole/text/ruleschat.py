@@ -4,16 +4,16 @@ Their texts are mended by the rules of `text.rulesmend`; what they drop is count
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 from oriole.config import Config
-from oriole.text.rules import Drop
+from oriole.text.rules import Drop, Rule
 from oriole.text.template import Chat, Message
+from oriole.text.validate import faults
 
-__all__ = ["ChatRule", "ChatRulesConfig", "apply_chat_rules", "build_chat_rules", "dice"]
+__all__ = ["ChatRulesConfig", "build_chat_rules", "dice"]
 
 
 class ChatRulesConfig(Config):
@@ -41,23 +41,15 @@ class ChatRulesConfig(Config):
     """Drop tasks that ask for or answer with tables (ChatLM does so for SFT)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRule:
-    """A rule under the name that the config, the report and `Drop.reason` give it."""
-
-    name: str
-    function: Callable[[Chat], Chat | Drop]
-
-    def __call__(self, chat: Chat) -> Chat | Drop:
-        """The conversation as it is, or why it goes."""
-        return self.function(chat)
+_ROLES = ("begins_without_user", "not_alternating", "ends_without_answer")
+"""A conversation may well end with a call: that is what sets for tool use teach."""
 
 
-def build_chat_rules(config: ChatRulesConfig) -> list[ChatRule]:
+def build_chat_rules(config: ChatRulesConfig) -> list[Rule[Chat]]:
     """The rules that `config` switches on: validation first, then what the turns say."""
     rules: list[tuple[object, str, Callable[[Chat], str]]] = [
-        (config.empty, "empty", _empty),
-        (config.roles, "roles", _roles),
+        (config.empty, "empty", partial(_fault, ("empty_turn",))),
+        (config.roles, "roles", partial(_fault, _ROLES)),
         (config.duplicated, "duplicated", _duplicated),
         (config.same, "same", partial(_same, config.same)),
         (config.question_characters, "question_characters", partial(_short, "user", config.question_characters)),
@@ -66,17 +58,7 @@ def build_chat_rules(config: ChatRulesConfig) -> list[ChatRule]:
         (config.translation, "translation", _translation),
         (config.tables, "tables", _tables),
     ]
-    return [ChatRule(name, partial(_judge, name, why)) for on, name, why in rules if on]
-
-
-def apply_chat_rules(chat: Chat, rules: Sequence[ChatRule]) -> Chat | Drop:
-    """The conversation after every rule, or the first rule's `Drop`."""
-    for rule in rules:
-        result = rule.function(chat)
-        if isinstance(result, Drop):
-            return result
-        chat = result
-    return chat
+    return [Rule(name, partial(_judge, name, why)) for on, name, why in rules if on]
 
 
 def _judge(name: str, why: Callable[[Chat], str], chat: Chat) -> Chat | Drop:
@@ -84,36 +66,9 @@ def _judge(name: str, why: Callable[[Chat], str], chat: Chat) -> Chat | Drop:
     return Drop(name, reason) if reason else chat
 
 
-def _empty(chat: Chat) -> str:
-    for n, m in enumerate(chat.messages, 1):
-        if not m.content.strip() and not (m.role == "assistant" and (m.tool_calls or m.reasoning)) and m.role != "tool":
-            return f"message {n}, the {m.role}'s, is empty"
-    return "" if chat.messages else "no messages"
-
-
-def _roles(chat: Chat) -> str:
-    messages = chat.messages
-    before = "start"
-    for n, m in enumerate(messages, 1):
-        match before, m.role:
-            case "start", "system" | "user":
-                pass
-            case "system", "user":
-                pass
-            case "user", "assistant":
-                pass
-            case "assistant", "user":
-                if messages[n - 2].tool_calls:
-                    return f"message {n}, the user's, comes before the result of the tool call"
-            case "assistant", "tool":
-                if not messages[n - 2].tool_calls:
-                    return f"message {n}, a tool's, follows no tool call"
-            case "tool", "tool" | "assistant":
-                pass
-            case _:
-                return f"message {n}, the {m.role}'s, follows the {before}'s" if n > 1 else f"the {m.role} begins"
-        before = m.role
-    return "" if before == "assistant" else f"the {before} has the last word"
+def _fault(kinds: tuple[str, ...], chat: Chat) -> str:
+    """The first fault of these kinds."""
+    return next((fault.said for fault in faults(chat.messages) if fault.kind in kinds), "")
 
 
 def _key(message: Message) -> str:

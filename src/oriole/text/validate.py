@@ -1,12 +1,12 @@
 """What is odd about a conversation before a model learns it, and how much a chosen length would cut off."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, NamedTuple, final
 
 from oriole.text.template import Chat, Message
 
-__all__ = ["Truncation", "truncation", "validate_chat"]
+__all__ = ["Fault", "Truncation", "faults", "truncation", "validate_chat"]
 
 _AFTER: dict[str, tuple[str, ...]] = {
     "": ("user",),
@@ -18,36 +18,58 @@ _AFTER: dict[str, tuple[str, ...]] = {
 """Which roles may follow each; "" is the beginning. An assistant that called a tool is followed by its result."""
 
 
-def validate_chat(chat: Chat) -> list[str]:
-    """The problems of a conversation, each as a phrase that begins with the number of its message; none: it is sound.
+class Fault(NamedTuple):
+    """One thing that is odd about the form of a conversation."""
 
-    Roles must alternate, the assistant must have the last word, no message may be empty, and none may be said twice:
-    the same question or the same answer again, or an answer that only repeats the question.
+    kind: Literal[
+        "empty_turn", "begins_without_user", "not_alternating", "repeated_turn", "ends_without_answer", "open_call"
+    ]
+    said: str
+    """A phrase that begins with the number of the message."""
+
+
+def faults(messages: Sequence[Message]) -> Iterator[Fault]:
+    """What is odd about the form of a conversation, in the order of its messages.
+
+    Roles must alternate, the assistant must have the last word, no message may be empty (an assistant's may be a call
+    or reasoning alone, a tool's result anything), and none may be said twice: the same question or the same answer
+    again, or an answer that only repeats the question.
     """
-    problems: list[str] = []
     said: dict[tuple[str, str], int] = {}
     before: Message | None = None
-    for n, message in enumerate(chat.messages, 1):
+    for n, message in enumerate(messages, 1):
         expected = _expected(before)
         if message.role not in expected and not (n == 1 and message.role == "system"):
             after = f"after the {before.role}'s" if before is not None else "at the beginning"
-            problems.append(f"message {n} is the {message.role}'s {after}; expected the {' or the '.join(expected)}'s")
+            yield Fault(
+                "begins_without_user" if before is None or before.role == "system" else "not_alternating",
+                f"message {n} is the {message.role}'s {after}; expected the {' or the '.join(expected)}'s",
+            )
         content = message.content.strip()
-        if not content and not message.tool_calls and message.role != "tool":
-            problems.append(f"message {n}, the {message.role}'s, is empty")
-        elif content and message.role != "tool":
+        if message.role == "tool":
+            pass
+        elif content:
             if (first := said.setdefault((message.role, content), n)) != n:
-                problems.append(f"message {n} says the same as message {first}")
+                yield Fault("repeated_turn", f"message {n} says the same as message {first}")
             if message.role == "assistant" and before is not None and before.content.strip() == content:
-                problems.append(f"message {n} only repeats the {before.role}'s message before it")
+                yield Fault("repeated_turn", f"message {n} only repeats the {before.role}'s message before it")
+        elif not (message.role == "assistant" and (message.tool_calls or message.reasoning)):
+            yield Fault("empty_turn", f"message {n}, the {message.role}'s, is empty")
         before = message
     if before is None:
-        problems.append("it has no messages")
+        yield Fault("empty_turn", "it has no messages")
     elif before.role != "assistant":
-        problems.append(f"message {len(chat.messages)}, the last, is the {before.role}'s, not the assistant's")
+        yield Fault(
+            "ends_without_answer",
+            f"message {len(messages)}, the last, is the {before.role}'s, not the assistant's",
+        )
     elif before.tool_calls:
-        problems.append(f"message {len(chat.messages)}, the last, calls a tool and never gets its result")
-    return problems
+        yield Fault("open_call", f"message {len(messages)}, the last, calls a tool and never gets its result")
+
+
+def validate_chat(chat: Chat) -> list[str]:
+    """The faults of a conversation as phrases; none: it is sound."""
+    return [fault.said for fault in faults(chat.messages)]
 
 
 def _expected(before: Message | None) -> tuple[str, ...]:
