@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +20,9 @@ import pytest
 import zstandard
 
 from oriole.errors import ConfigError, DataError
-from oriole.text import cleanreport, pipeline
+from oriole.text import cleanreport, pipeline, shingles
 from oriole.text.cleansteps import clean_input
+from oriole.text.decontaminate import Decontaminator
 from oriole.text.formats import read_chats, read_docs, read_preferences
 from oriole.text.pipeline import CleanConfig, clean, read_config
 from oriole.text.tally import Samples, difference, merge_samples
@@ -567,3 +569,49 @@ def test_command(tmp_path: Path, oriole: Callable[..., subprocess.CompletedProce
     wrong = oriole("in/*.jsonl")
     assert wrong.returncode == 2 and "oriole data clean IN... OUT" in wrong.stderr and "Traceback" not in wrong.stderr
     assert oriole("in/*.jsonl", "out", "engine=spark").returncode == 2
+
+
+def test_nothing_left_is_said_in_one_sentence(
+    tmp_path: Path, oriole: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    rng = random.Random(5)
+    notes = [{"text": english(rng, 2), "lang": "en"} for _ in range(9)]
+    write(tmp_path / "in.jsonl", [*notes, {"text": "Le chat dort sur le canapé et ne veut pas se lever."}])
+    done = oriole("in.jsonl", "out", "workers=1", "heldout=0", "--json")
+    assert done.returncode == 2 and json.loads(done.stdout)["totals"]["en"]["kept"]["documents"] == 0
+    said = done.stderr.strip().splitlines()[-1]
+    assert said == (
+        "oriole: nothing is left of 10 documents: the rule c4_sentences dropped most of them, 9; see out/report.html "
+        "for examples, then loosen or switch it off (rules.c4_sentences) or begin with rules=light"
+    )
+    assert (tmp_path / "out" / "report.html").exists()
+    assert oriole("in.jsonl", "out", "workers=1", "heldout=0", "rules.c4_sentences=0").returncode == 2  # the next one
+    assert oriole("in.jsonl", "out", "workers=1", "heldout=0", "rules=light").returncode == 0
+
+    report = clean([tmp_path / "in.jsonl"], tmp_path / "apart", config(rules="light", heldout=0.999))
+    assert "9, was set aside in apart/heldout" in cleanreport.nothing_left(report, Path("apart"))
+    exam = write(tmp_path / "exam.jsonl", [{"q": note["text"]} for note in notes])
+    keys = config(rules="light", heldout=0, decontaminate=[str(exam)])
+    report = clean([tmp_path / "in.jsonl"], tmp_path / "known", keys)
+    assert "the rule decontaminate dropped most of them, 9" in cleanreport.nothing_left(report, Path("known"))
+    assert report["totals"]["en"]["decontaminate"]["documents"] == 9
+
+
+def test_decontamination_in_batches_finds_what_each_document_alone_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(9)
+    exam = write(tmp_path / "exam.jsonl", [{"q": english(rng, 2)} for _ in range(5)])
+    known = Decontaminator([exam])
+    asked = [json.loads(line)["q"] for line in exam.read_text(encoding="utf-8").splitlines()]
+    texts = [f"{english(rng, 6)} {rng.choice(asked) if i % 7 == 0 else ''}".strip() for i in range(200)]
+    docs = [{"text": text if i % 11 else "too short", "lang": "en"} for i, text in enumerate(texts)]
+    write(tmp_path / "in.jsonl", docs)
+    monkeypatch.setattr(shingles, "BATCH_CHARS", 5000)
+    rules = {"preset": "light", "min_characters": 50}
+    keys = config(rules=rules, heldout=0, decontaminate=[str(exam)], dedup={"exact": False, "near": False}, samples=100)
+    report = clean([tmp_path / "in.jsonl"], tmp_path / "out", keys)
+    wanted = [doc["text"] for doc in docs if len(doc["text"]) > 50 and known.hit(doc["text"]) is None]
+    assert [row["text"] for row in rows(tmp_path / "out")] == wanted and 150 < len(wanted) < 170
+    hits = Counter(known.hit(doc["text"]) for doc in docs) - Counter([None] * 200)
+    assert Counter(s["detail"] for s in report["samples"]["dropped"]["decontaminate"]) == hits

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from oriole.cli.common import Json, Settings, new_app, paths_and_settings
-from oriole.errors import ConfigError
+from oriole.errors import ConfigError, DataError
 
 __all__ = ["app"]
 
@@ -65,7 +65,10 @@ def fetch(
     "preference for rows of those; rules=light; config=FILE.toml for everything; then open corpus/report.html)"
 )
 def clean(words: InOut, as_json: Json = False) -> None:
-    """Clean, decontaminate and deduplicate text, with a report to tune it by; a second call goes on where it was."""
+    """Clean, decontaminate and deduplicate text, with a report to tune it by; a second call goes on where it was.
+
+    Exit code 2, with the report written, when nothing is left to train on.
+    """
     from oriole.log import say
     from oriole.text import cleanreport, pipeline
 
@@ -75,6 +78,8 @@ def clean(words: InOut, as_json: Json = False) -> None:
         raise ConfigError("oriole data clean needs what to clean and a folder to write: oriole data clean IN... OUT")
     report = pipeline.clean(paths[:-1], Path(paths[-1]), config)
     print(json.dumps(cleanreport.summary(report), ensure_ascii=False) if as_json else cleanreport.text(report))
+    if why := cleanreport.nothing_left(report, Path(paths[-1])):
+        raise DataError(why)
     say(f"\nread {paths[-1]}/report.html to see what went, and why")
 
 

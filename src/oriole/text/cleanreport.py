@@ -23,7 +23,7 @@ from oriole.text.work import new_file
 if TYPE_CHECKING:
     from oriole.text.pipeline import CleanConfig, Input
 
-__all__ = ["SCHEMA", "build", "summary", "text", "write"]
+__all__ = ["SCHEMA", "build", "nothing_left", "summary", "text", "write"]
 
 SCHEMA = 1
 MAX_LISTED = 200
@@ -207,6 +207,32 @@ def text(report: Mapping[str, Any]) -> str:
     if bad := report.get("bad", {}).get("total"):
         console.print(Text(f"\n{bad:,} records could not be read; the report names them"))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def nothing_left(report: Mapping[str, Any], folder: Path) -> str:
+    """Why no document is left to train on and what to do, in one sentence; "" where some are."""
+    totals = report["totals"].values()
+    steps = {step: sum(langs[step]["documents"] for langs in totals) for step in ("read", *cleanpage.STEPS)}
+    if steps["kept"]:
+        return ""
+    if not steps["read"]:
+        return f"no record of the inputs could be read; {folder}/report.html names the faults"
+    dropped = {rule["rule"]: sum(c["dropped"] for c in rule["languages"].values()) for rule in report["rules"]}
+    rule = max(dropped, key=dropped.__getitem__, default="")
+    if not rule or dropped[rule] <= steps["heldout"]:
+        return (
+            f"all that is left of {steps['read']:,} documents, {steps['heldout']:,}, was set aside in {folder}/heldout "
+            "for validation; give more text, or heldout=0"
+        )
+    most = (
+        f"nothing is left of {steps['read']:,} documents: the rule {rule} dropped most of them, {dropped[rule]:,}; see"
+    )
+    if rule == DECONTAMINATE:
+        return f"{most} {folder}/report.html for the passages they share with decontaminate=, and give other text"
+    (about,) = (each["about"] for each in report["rules"] if each["rule"] == rule)
+    mild = " or begin with rules=light" if report["kind"] == "text" else ""
+    switch = (about.rpartition("Set by ")[2] or f"`{rule}`").rstrip(".").replace("`", "")
+    return f"{most} {folder}/report.html for examples, then loosen or switch it off ({switch}){mild}"
 
 
 def _table(heads: Sequence[str]) -> Table:

@@ -1,15 +1,11 @@
 """The two pieces of `text.pipeline`: one input through the rules, and one cleaned file without its duplicates."""
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
-
-import zstandard
 
 from oriole.text import wiki
 from oriole.text.boilerplate import Lines
@@ -19,10 +15,12 @@ from oriole.text.decontaminate import Decontaminator
 from oriole.text.files import BrokenFile, Skipped
 from oriole.text.formats import read_chats, read_docs, read_preferences
 from oriole.text.records import Doc
+from oriole.text.rowfile import read_rows, rows_to
 from oriole.text.rules import Drop, build_rules
 from oriole.text.ruleschat import build_chat_rules
 from oriole.text.ruleslang import identify
 from oriole.text.shards import held_out
+from oriole.text.shingles import batches
 from oriole.text.tally import Tally, count_source
 from oriole.text.template import Chat, Preference
 from oriole.text.tokenizer import Tokenizer
@@ -39,36 +37,6 @@ DECONTAMINATE = "decontaminate"
 """The name under which the report counts documents that share an n-gram with an evaluation file."""
 LEVEL_BETWEEN, LEVEL_FINAL = 3, 9
 """zstd's levels: fast between the steps, small at the end."""
-FLUSH_BYTES = 1 << 18
-"""Rows that are packed in one call."""
-
-
-# --- packed rows -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _rows_to(path: Path, level: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends one row to a .jsonl.zst, which appears whole when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as file, zstandard.ZstdCompressor(level).stream_writer(file, closefd=False) as packed:
-        held = bytearray()
-
-        def write(row: Mapping[str, Any]) -> None:
-            held.extend(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            held.append(10)
-            if len(held) >= FLUSH_BYTES:
-                packed.write(held)
-                held.clear()
-
-        yield write
-        packed.write(held)
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl.zst that was written here."""
-    with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as unpacked:
-        for line in io.BufferedReader(unpacked, 1 << 20):
-            yield json.loads(line)
 
 
 # --- the first piece -------------------------------------------------------------------------------------------------
@@ -97,31 +65,20 @@ def clean_input(
 
     A row has "text", which deduplication compares, and for chats and pairs also "row", which is written in the end.
     """
+    way: _Way[Any]
     match config.kind:
         case "text":
-            return _run(_text_way(config), name, paths, evaluation, config, outs, samples)
+            way = _text_way(config)
         case "chat":
-            return _run(_chat_way(config), name, paths, evaluation, config, outs, samples)
+            way = _chat_way(config)
         case "preference":
-            return _run(_preference_way(config), name, paths, evaluation, config, outs, samples)
-
-
-def _run(
-    way: _Way[T],
-    name: str,
-    paths: Sequence[Path],
-    evaluation: Sequence[Path],
-    config: "CleanConfig",
-    outs: Mapping[str, Path],
-    samples: Path,
-) -> dict[str, Any]:
+            way = _preference_way(config)
     tally = Tally(name, config.samples, config.seed)
     bad = Skipped() if config.skip_bad else None
     known = _decontaminator(tuple(evaluation)) if evaluation else None
     figures = Figures(config.length, _tokenizer(config.tokenizer)) if config.kind != "text" else None
-    with _rows_to(outs["cleaned"], LEVEL_BETWEEN) as keep, _rows_to(outs["heldout"], LEVEL_BETWEEN) as set_aside:
-        for item in _read(way, paths, bad):
-            end = _through(way, item, known)
+    with rows_to(outs["cleaned"], LEVEL_BETWEEN) as keep, rows_to(outs["heldout"], LEVEL_BETWEEN) as set_aside:
+        for item, end in _ends(way, _read(way, paths, bad), known):
             lang = end.item.lang or language(end.text)
             tally.read(group(lang), item.source, len(way.text(item)))
             if figures is not None:
@@ -175,7 +132,20 @@ class _End(Generic[T]):
     dropped: Drop | None
 
 
-def _through(way: _Way[T], item: T, known: Decontaminator | None) -> _End[T]:
+def _ends(way: _Way[T], items: Iterable[T], known: Decontaminator | None) -> Iterator[tuple[T, _End[T]]]:
+    """Each record as it was read, and what has become of it."""
+    through = ((item, _through(way, item)) for item in items)
+    if known is None:
+        yield from through
+        return
+    for found, _ in batches((both, both[1].text) for both in through):
+        hits = iter(known.hits([end.text for _, end in found if end.dropped is None]))
+        for item, end in found:
+            hit = next(hits) if end.dropped is None else None
+            yield item, end if hit is None else replace(end, dropped=Drop(DECONTAMINATE, hit))
+
+
+def _through(way: _Way[T], item: T) -> _End[T]:
     """The record as the rules leave it, up to the one that drops it."""
     text = way.text(item)
     changes: list[tuple[str, str, str]] = []
@@ -188,8 +158,7 @@ def _through(way: _Way[T], item: T, known: Decontaminator | None) -> _End[T]:
             if after != text:
                 changes.append((name, text, after))
             item, text = result, after
-    hit = known.hit(text) if known is not None else None
-    return _End(item, text, changes, Drop(DECONTAMINATE, hit) if hit is not None else None)
+    return _End(item, text, changes, None)
 
 
 def group(lang: str) -> str:
@@ -314,7 +283,7 @@ def finish(path: Path, target: Path, drops: Mapping[int, str], lines: Path | Non
     rows = _without(path, drops, boilerplate, counts)
     first = next(rows, None)
     if first is not None:
-        with _rows_to(target, LEVEL_FINAL) as write:
+        with rows_to(target, LEVEL_FINAL) as write:
             write(first)
             for row in rows:
                 write(row)
@@ -324,7 +293,7 @@ def finish(path: Path, target: Path, drops: Mapping[int, str], lines: Path | Non
 def _without(
     path: Path, drops: Mapping[int, str], boilerplate: Lines | None, counts: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(_read_rows(path)):
+    for number, row in enumerate(read_rows(path)):
         lang, source, text = group(row["lang"]), row["source"], row["text"]
         reason = drops.get(number)
         if reason is not None:

@@ -8,6 +8,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,37 +161,22 @@ def _parquet_rows(path: Path, known: frozenset[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            names = file.schema_arrow.names
-            chosen = [name for name in names if _name(name) in known] or names
-            batches = file.iter_batches(batch_size=BATCH, columns=chosen, use_threads=False)
-            yield from _numbered(batches)
-    except pyarrow.ArrowException as error:
-        raise _broken(path, "parquet", error) from error
-    except OSError as error:
-        if error.errno is None:
-            raise _broken(path, "parquet", error) from error
-        raise_for_os_error(error, "reading", path)
+    with _faults(path, "parquet"), pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        names = file.schema_arrow.names
+        chosen = [name for name in names if _name(name) in known] or names
+        yield from _numbered(file.iter_batches(batch_size=BATCH, columns=chosen, use_threads=False))
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
     import pyarrow
 
-    try:
-        with pyarrow.OSFile(str(path)) as file:
-            if file.read(6) == b"ARROW1":
-                table = pyarrow.ipc.open_file(file)
-                yield from _numbered(table.get_batch(i) for i in range(table.num_record_batches))
-            else:
-                file.seek(0)
-                yield from _numbered(iter(pyarrow.ipc.open_stream(file)))
-    except pyarrow.ArrowException as error:
-        raise _broken(path, "arrow", error) from error
-    except OSError as error:
-        if error.errno is None:
-            raise _broken(path, "arrow", error) from error
-        raise_for_os_error(error, "reading", path)
+    with _faults(path, "arrow"), pyarrow.OSFile(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            table = pyarrow.ipc.open_file(file)
+            yield from _numbered(table.get_batch(i) for i in range(table.num_record_batches))
+        else:
+            file.seek(0)
+            yield from _numbered(iter(pyarrow.ipc.open_stream(file)))
 
 
 def _numbered(batches: Iterator[Any]) -> Iterator[Row]:
@@ -202,6 +188,17 @@ def _numbered(batches: Iterator[Any]) -> Iterator[Row]:
                 yield f"row {number}", {_name(name): value for name, value in row.items()}
 
 
-def _broken(path: Path, kind: str, error: Exception) -> BrokenFile:
-    why = str(error).partition("\n")[0][:120]
-    return BrokenFile(f"{path} is no valid {kind} file ({why}); copy or download it again, or mend its name")
+@contextmanager
+def _faults(path: Path, kind: str) -> Iterator[None]:
+    """Arrow's errors as ours: what is wrong with the file, or with the disk."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, pyarrow.ArrowException):
+            raise_for_os_error(error, "reading", path)
+        why = str(error).partition("\n")[0][:120]
+        raise BrokenFile(
+            f"{path} is no valid {kind} file ({why}); copy or download it again, or mend its name"
+        ) from error

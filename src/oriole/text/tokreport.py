@@ -6,7 +6,7 @@ They are harmless and few, but look like a fault; here each is shown as bytes to
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from oriole.errors import ModelError
 from oriole.log import track
 from oriole.text.clean import language
 from oriole.text.records import Doc
+from oriole.text.shards import batches
 from oriole.text.tokenizer import RESERVED, Tokenizer
 from oriole.text.toklearn import encodable
 from oriole.text.tokspec import FIRST_BYTE, FIRST_MERGE
@@ -27,9 +28,6 @@ from oriole.text.tokspec import FIRST_BYTE, FIRST_MERGE
 __all__ = ["Partial", "ReportConfig", "describe", "explain", "load_any", "overview", "partial", "report"]
 
 _WORD = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[A-Za-z\u00c0-\u024f]+|\\d+")
-_BATCH = 4_000_000
-"""Characters that are encoded together, enough to keep all cores busy."""
-
 _SHOWN = 30
 
 
@@ -93,7 +91,7 @@ def report(tokenizer: Tokenizer, docs: Iterable[Doc], peers: Mapping[str, tokeni
     uses: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
     characters: Counter[str] = Counter()
     with track("encoding", unit="chars") as bar:
-        for batch in _batches(docs):
+        for batch in batches(docs):
             texts = [encodable(doc.text) for doc in batch]
             encoded = tokenizer.encode_batch(texts)
             others = {name: _lengths(peer, texts) for name, peer in peers.items()}
@@ -132,19 +130,6 @@ def load_any(path: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()  # some files bring these settings along, and would lose or invent tokens
     tokenizer.no_padding()
     return tokenizer
-
-
-def _batches(docs: Iterable[Doc]) -> Iterator[list[Doc]]:
-    batch: list[Doc] = []
-    size = 0
-    for doc in docs:
-        batch.append(doc)
-        size += len(doc.text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _lengths(peer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[int]:

@@ -1,16 +1,15 @@
 """A few pairs of near duplicates, read back from deduplication's working files so that a person can compare them."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from oriole.text.dedup import Duplicates
+from oriole.text.rowfile import row_lines
 from oriole.text.shingles import grams
 from oriole.text.sketches import read_array
 from oriole.text.tally import difference
@@ -85,12 +84,11 @@ def _rows_at(path: Path, wanted: Mapping[int, Any]) -> dict[int, dict[str, Any]]
     """The rows on the wanted lines (from 0) of a .jsonl.zst; the others are not parsed."""
     rows: dict[int, dict[str, Any]] = {}
     last = max(wanted)
-    with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as unpacked:
-        for number, line in enumerate(io.BufferedReader(unpacked, 1 << 20)):
-            if number in wanted:
-                rows[number] = json.loads(line)
-            if number == last:
-                break
+    for number, line in enumerate(row_lines(path)):
+        if number in wanted:
+            rows[number] = json.loads(line)
+        if number == last:
+            break
     return rows
 
 

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Literal, final
 from oriole.errors import ConfigError, DataError, MissingExtra, OrioleError, ResourceError, raise_for_os_error
 from oriole.log import track
 
-__all__ = ["Engine", "Piece", "new_file", "run_pieces"]
+__all__ = ["Engine", "Piece", "new_file", "run_pieces", "sync_folder"]
 
 Engine = Literal["local", "ray"]
 """Where pieces are worked on: processes of this machine, or the tasks of a Ray cluster."""
@@ -135,7 +135,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise_for_os_error(error, "writing", path)
@@ -144,7 +144,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

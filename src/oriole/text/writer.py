@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from oriole.errors import DataError, raise_for_os_error
 from oriole.text.tokenizer import Tokenizer
+from oriole.text.work import sync_folder
 
 __all__ = ["SCHEMA", "Row", "Writer", "fingerprint", "new_folder"]
 
@@ -42,7 +43,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield part
         try:
             os.replace(part, folder)  # onto nothing, or onto an empty folder
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         except OSError as error:
             raise_for_os_error(error, "renaming the finished shards to", folder)
     except BaseException:  # an interrupt, too, leaves nothing behind
@@ -69,16 +70,6 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _File:
@@ -207,7 +198,7 @@ class Writer:
                 json.dump(index, file, ensure_ascii=True, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise_for_os_error(error, "writing shards to", self.folder)
 
