@@ -28,7 +28,7 @@ from oriole.train.gauges import DataWait, Window
 from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
-from oriole.train.optim import OptimConfig, Optimizer, lr_at
+from oriole.train.optim import OptimConfig, Optimizer
 from oriole.train.state import Progress, Saver, Stateful, flat
 
 __all__ = ["Data", "Objective", "TrainConfig", "Trainer"]
@@ -107,7 +107,6 @@ class Trainer:
         self.device = choose_device(config.device)
         self.dtype, self._why_dtype = choose_dtype(self.device, config.dtype)
         self.model = model.to(self.device)
-        self.optim_config = optim
         self.optimizer = Optimizer(model, optim, config.steps, loss_scale=self.dtype == torch.float16)
         self._evaluate = evaluate
         self._data_wait = DataWait()
@@ -196,7 +195,7 @@ class Trainer:
         norm, skipped = self.optimizer.step(self.now.step, loss)
         self.now.step += 1
         self.now.tokens += sum(b.tokens.numel() for b in micro)
-        window.add({"loss": loss, "grad_norm": norm, **sums}, skipped, wait)
+        window.add({"loss": loss, "grad_norm": norm, **self.optimizer.gauges(), **sums}, skipped, wait)
         if observe := getattr(self.data, "observe", None):
             observe({"loss": loss, **sums})
 
@@ -233,7 +232,7 @@ class Trainer:
             "step": self.now.step,
             "tokens": self.now.tokens,
             **means,
-            "lr": lr_at(self.now.step - 1, self.config.steps, self.optim_config),
+            "lr": self.optimizer.rate(self.now.step - 1),
             "tokens_per_second": round(
                 (self.now.tokens - window.tokens) / (self.now.stepping.seconds - window.seconds), 1
             ),

@@ -8,7 +8,7 @@ and no host synchronisation.
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from oriole.config import Config
 from oriole.errors import CheckpointError
 from oriole.model.lm import LM
+from oriole.train.clipping import NormWindow
 from oriole.train.muon import Muon
 
 __all__ = ["OptimConfig", "Optimizer", "lr_at", "parameter_groups"]
@@ -26,6 +27,8 @@ FUSED_SKIPS = ("cpu", "cuda")
 
 FIRST_LOSS_SCALE = 2.0**16
 LOSS_SCALE_GROWTH_STEPS = 2000
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class OptimConfig(Config):
@@ -51,8 +54,9 @@ class OptimConfig(Config):
     """Learning rate of the last step as a share of the peak (not used by `constant`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of all steps, at the end, that decay linearly."""
-    clip: float = Field(1.0, gt=0)
-    """Global gradient norm above which gradients are scaled down to it."""
+    clip: Positive | Literal["auto"] = 1.0
+    """Global gradient norm above which gradients are scaled down to it; auto: the 0.9 quantile of the last 128 finite
+    norms (clipping.py)."""
 
 
 def lr_at(step: int, total: int, config: OptimConfig) -> float:
@@ -130,6 +134,8 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, total: int, *, loss_scale: bool = False) -> None:
         self.config, self.total = config, total
+        self.lr_scale = 1.0
+        """Factor of all learning rates beside the schedule; part of the saved state."""
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         device = self._parameters[0].device
@@ -147,11 +153,18 @@ class Optimizer:
         )
         self.scale: Tensor | None = torch.full((), FIRST_LOSS_SCALE, device=device) if loss_scale else None
         """Factor of the loss (fp16 only)."""
+        self._window = NormWindow(device) if config.clip == "auto" else None
+        self.clip = torch.tensor(0.0 if config.clip == "auto" else config.clip, device=device)
+        """The norm at which the last step was clipped, on the device."""
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         """Updates left out so far, on the device."""
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         """Updates left out since the last good one, on the device."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of AdamW in step `step`: the schedule's, times `lr_scale`."""
+        return self.lr_scale * lr_at(step, self.total, self.config)
 
     def step(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by their gradients and forget those; returns (gradient norm, 1.0 if skipped).
@@ -164,9 +177,12 @@ class Optimizer:
         scale = self.scale if self.scale is not None else torch.ones_like(norm)
         norm = norm / scale
         bad = (~(norm.isfinite() & loss.isfinite())).float()
-        divisor = scale * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
+        if self._window is not None:
+            self.clip = self._window.threshold()
+            self._window.add(norm, bad)
+        divisor = scale * ((norm + 1e-6) / self.clip).clamp(min=1.0)
 
-        share = lr_at(step, self.total, self.config) / self.config.lr
+        share = self.rate(step) / self.config.lr
         for group in self._adamw.param_groups:
             group["lr"] = self.config.lr * share
         if self._muon is not None:
@@ -187,6 +203,10 @@ class Optimizer:
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
         return norm, bad
 
+    def gauges(self) -> dict[str, Tensor]:
+        """What a record of the last step shows beside its gradient norm: the `clip` threshold where it moves."""
+        return {} if self._window is None else {"clip": self.clip}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything to be saved: `<parameter>.<exp_avg|exp_avg_sq|step>` and the counters."""
         out = {
@@ -197,6 +217,9 @@ class Optimizer:
         if self._muon is not None:
             for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
                 out[f"{self._names[id(parameter)]}.momentum"] = momentum
+        out["oriole.lr_scale"] = torch.tensor(self.lr_scale, dtype=torch.float64)
+        if self._window is not None:
+            out["oriole.norms"] = self._window.norms
         out["oriole.skipped"] = self.skipped
         out["oriole.skipped_in_a_row"] = self.skipped_in_a_row
         if self.scale is not None:
@@ -222,7 +245,10 @@ class Optimizer:
         if self._muon is not None:
             for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
                 momentum.copy_(_take(left, f"{self._names[id(parameter)]}.momentum", parameter.shape))
+        self.lr_scale = float(left.pop("oriole.lr_scale", torch.ones(())))  # absent before 2026-11-26
         device = self.skipped.device
+        if self._window is not None:
+            self._window.norms = _take(left, "oriole.norms", self._window.norms.shape).to(device)
         self.skipped = _take(left, "oriole.skipped", ()).to(device)
         self.skipped_in_a_row = _take(left, "oriole.skipped_in_a_row", ()).to(device)
         scale, good_steps = left.pop("oriole.scale", None), left.pop("oriole.good_steps", None)

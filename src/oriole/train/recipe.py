@@ -4,7 +4,7 @@ Nothing here imports torch, so that a typo in a recipe is reported at once.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -79,8 +79,9 @@ class TrainTable(Config):
     """Decoupled weight decay of the matrices (embeddings and norms are never decayed)."""
     beta2: float = Field(0.95, gt=0, lt=1)
     """AdamW's second-moment decay (beta1 is 0.9)."""
-    clip: float = Field(1.0, gt=0)
-    """Global gradient norm above which gradients are scaled down."""
+    clip: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
+    """Global gradient norm above which gradients are scaled down; auto: the 0.9 quantile of the last 128 finite norms.
+    """
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the residual branches while training."""
     seed: int = 1337
