@@ -1,6 +1,7 @@
 """A checkpoint is whole or absent, and a damaged one is noticed before it is used."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 def write(root: Path, step: int, keep: int = 3) -> Path:
     tensors = {"model": {"w": torch.full((3, 4), float(step))}, "optimizer": {"w.step": torch.tensor(float(step))}}
-    return checkpoint.save(root, step, tensors, {"note": f"春{step}"}, keep=keep)
+    return checkpoint.save(root, step, tensors, {"note": f"春{step}"}, checkpoint.Keep(keep))
 
 
 def names(root: Path) -> list[str]:
@@ -47,6 +48,24 @@ def test_newest_are_kept_and_later_ones_of_an_abandoned_branch_removed(tmp_path:
     for step in (5, 10, 100, 15):  # 100, then resumed from 10 on
         write(tmp_path, step, keep=2)
     assert names(tmp_path) == ["step-10", "step-15"]
+
+
+def test_the_best_and_every_so_many_stay_beside_the_newest(tmp_path: Path) -> None:
+    scores = {10: 3.0, 20: 1.5, 30: None, 40: 2.0, 50: math.nan, 60: 2.5, 70: None, 80: 2.0}
+    for step, score in scores.items():
+        tensors = {"model": {"w": torch.zeros(1)}}
+        checkpoint.save(tmp_path, step, tensors, {"score": score}, checkpoint.Keep(last=1, best=2, every=30))
+    assert names(tmp_path) == ["step-20", "step-30", "step-40", "step-60", "step-80"]
+
+
+def test_a_damaged_state_has_no_score_and_hinders_nobody(tmp_path: Path) -> None:
+    keep = checkpoint.Keep(last=1, best=1)
+    for step, score in ((1, 1.0), (2, 3.0)):
+        checkpoint.save(tmp_path, step, {"model": {"w": torch.zeros(1)}}, {"score": score}, keep)
+    assert names(tmp_path) == ["step-1", "step-2"]
+    (tmp_path / "step-1" / "state.json").write_text('{"score": 1.0')
+    checkpoint.save(tmp_path, 3, {"model": {"w": torch.zeros(1)}}, {"score": 4.0}, keep)
+    assert names(tmp_path) == ["step-2", "step-3"]
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:

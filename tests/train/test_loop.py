@@ -420,14 +420,16 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tmp_path: Path, monk
         def __next__(self) -> Batch:
             self.given += 1
             if self.given == 8:
+                made.saver.wait()
                 monkeypatch.setattr(os, "fsync", self.full)
             return super().__next__()
 
         def full(self, fd: int) -> None:
             raise OSError(28, "No space left on device")
 
+    made = trainer(tmp_path, checkpoint_every=5, more={"data": FullAt8(Counting(), 4, 32)})
     with pytest.raises(ResourceError, match="disk is full"):
-        trainer(tmp_path, checkpoint_every=5, more={"data": FullAt8(Counting(), 4, 32)}).fit()
+        made.fit()
     monkeypatch.undo()
     found = checkpoint.latest_valid(tmp_path / "checkpoints")
     assert found is not None and found.step == 5

@@ -7,6 +7,7 @@ so that `oriole --help` answers at once.
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,11 @@ def main() -> None:
         print(f"oriole: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+            # A checkpoint is being written, and Python would wait for it; whoever asks twice means now.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         raise SystemExit(130) from None
     except BrokenPipeError:  # `oriole … | head`: the reader left; not worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

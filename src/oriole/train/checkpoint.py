@@ -4,11 +4,13 @@
                      manifest.json   {"schema": 1, "files": {name: {"sha256", "size"}}}
 
 A checkpoint is written beside its place, flushed to the disk, and only then renamed into it; before anything is used,
-every file is compared with the manifest. Tensors are safetensors, the rest is JSON: reading one runs no code.
+every file is compared with the manifest. Tensors are safetensors, the rest is JSON: reading one runs no code. Which of
+them stay follows from their own state.json, so that no list beside them can be wrong.
 """
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -27,7 +29,7 @@ from torch import Tensor
 from oriole.errors import CheckpointError, raise_for_os_error
 from oriole.log import say
 
-__all__ = ["Checkpoint", "latest_valid", "load", "restore_rng", "rng_state", "save", "write_json"]
+__all__ = ["Checkpoint", "Keep", "latest_valid", "load", "restore_rng", "rng_state", "save", "write_json"]
 
 SCHEMA = 1
 TEMPORARY = ".tmp"
@@ -45,17 +47,30 @@ class Checkpoint:
     """By file stem, then by name; on the CPU."""
 
 
-def save(
-    root: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    *,
-    keep: int = 2,
-) -> Path:
-    """Write `root/step-<step>` so that it is either whole or absent; then delete all but the newest `keep`.
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay on disk; one that any of the three wants does."""
 
-    Checkpoints of later steps are deleted too: they belong to a branch that was left by resuming from before them.
+    last: int = 2
+    """How many of the newest."""
+    best: int = 0
+    """How many of those with the lowest "score" in their state."""
+    every: int = 0
+    """All of every so many steps; 0: none."""
+
+    def among(self, scores: Mapping[int, float | None]) -> set[int]:
+        """The steps that stay, of all there are with their scores (None: has none). Of equal scores the earlier."""
+        scored = sorted((score, step) for step, score in scores.items() if score is not None)
+        kept = set(sorted(scores)[-self.last :]) | {step for _, step in scored[: self.best]}
+        return kept | {step for step in scores if self.every and step % self.every == 0}
+
+
+def save(
+    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: Keep = Keep()
+) -> Path:
+    """Write `root/step-<step>` so that it is either whole or absent; then delete those that `keep` does not want.
+
+    Checkpoints of later steps are always deleted: they belong to a branch that was left by resuming from before them.
     Raises `ResourceError` when the disk is full; earlier checkpoints are then as they were.
     """
     target = root / f"step-{step}"
@@ -77,11 +92,19 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise_for_os_error(error, "saving the checkpoint", target)
     _remove_leftovers(root)
-    steps = _steps(root)
-    for old in steps:
-        if old > step or old in sorted(s for s in steps if s <= step)[:-keep]:
-            shutil.rmtree(root / f"step-{old}", ignore_errors=True)
+    kept = keep.among({old: _score(root / f"step-{old}") for old in _steps(root) if old <= step})
+    for old in set(_steps(root)) - kept:
+        shutil.rmtree(root / f"step-{old}", ignore_errors=True)
     return target
+
+
+def _score(path: Path) -> float | None:
+    """What a checkpoint's state says under "score"; None where it says nothing or is damaged."""
+    try:
+        score = json.loads((path / "state.json").read_text(encoding="utf-8"))["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) and math.isfinite(score) else None
 
 
 def load(path: Path) -> Checkpoint:

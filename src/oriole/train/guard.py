@@ -1,4 +1,4 @@
-"""What is put around the loop: stopping by a signal, evaluations that leave no trace, errors with advice."""
+"""What is put around the loop: stopping by a signal, work beside it, evaluations without trace, errors with advice."""
 
 import contextlib
 import signal
@@ -13,7 +13,7 @@ from torch import nn
 from oriole.errors import ResourceError
 from oriole.train import checkpoint
 
-__all__ = ["StopRequest", "from_compiler", "memory_errors", "undisturbed"]
+__all__ = ["Background", "StopRequest", "from_compiler", "memory_errors", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,45 @@ class StopRequest:
             return None
         finally:
             self._breakable = False
+
+
+class Background:
+    """One piece of work at a time in a thread beside the loop; its error comes out where the loop asks.
+
+    The thread is no daemon: an interpreter that ends waits for it instead of cutting it off inside a library.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin `work` as soon as the work before it has ended."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name=self._name)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error of work that has ended with one; waits for nothing."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the work to end; raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from oriole.errors import ConfigError, Interrupted, OrioleError
 from oriole.log import Metrics, Tracker, say, track
 from oriole.train import dist
 from oriole.train.batch import Batch
+from oriole.train.checkpoint import Keep
 from oriole.train.device import DTYPE_NAMES, Dtype, choose_compile, choose_device, choose_dtype
 from oriole.train.gauges import DataWait, Window
 from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
@@ -60,6 +61,10 @@ class TrainConfig(Config):
     """Steps between checkpoints; 0: only after the last step (and when interrupted)."""
     keep: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    keep_best: int = Field(0, ge=0)
+    """How many of the best by validation stay as well; above 0, every evaluation is followed by a checkpoint."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of every so many steps stay for ever; 0: none."""
     resume: str = "auto"
     """auto: from the newest whole checkpoint in `folder`; no: afresh; or the path of a checkpoint."""
 
@@ -129,7 +134,7 @@ class Trainer:
             device=self.device,
             dtype=DTYPE_NAMES[self.dtype],
             fingerprint=flat({"train": own | optim.model_dump(mode="json")}) | flat(fingerprint or {}),
-            keep=config.keep,
+            keep=Keep(config.keep, config.keep_best, config.keep_every),
         )
         self._stop = StopRequest()
 
@@ -139,7 +144,7 @@ class Trainer:
 
         Raises `Interrupted` after saving when SIGINT or SIGTERM comes; a second signal acts at once.
         """
-        with self._stop.listening(), memory_errors():
+        with self._stop.listening(), memory_errors(), self.saver:
             self.now.clock.start()
             self._seed()
             if came_from := self.saver.resume(self.config.resume):
@@ -151,6 +156,8 @@ class Trainer:
             if self.now.step < self.config.steps:
                 self._train()
             self._save()
+            self.saver.wait()
+            self._stop_if_asked()  # a signal during the last save
         return self._summary()
 
     def _train(self) -> None:
@@ -167,8 +174,9 @@ class Trainer:
                     self._log(window, bar)
                     window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
                 self._evaluate_if_due()
-                if _due(self.now.step, self.config.checkpoint_every):
+                if self._is_checkpoint_due():
                     self._save()
+                self.saver.check()
                 self._stop_if_asked()
                 if self.now.step == self.config.steps:
                     return
@@ -327,6 +335,11 @@ class Trainer:
                 self._objective_call = copy.copy(self.objective)
                 self._objective_call.compile()
 
+    def _is_checkpoint_due(self) -> bool:
+        return _due(self.now.step, self.config.checkpoint_every) or (
+            self.config.keep_best > 0 and self.now.score is not None
+        )
+
     def _save(self) -> None:
         with self.now.stepping.paused():
             self.saver.save()
@@ -334,6 +347,7 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._stop.signum is not None:
             self._save()
+            self.saver.wait()
             name = signal.Signals(self._stop.signum).name
             raise Interrupted(
                 f"stopped by {name} after step {self.now.step} of {self.config.steps}; all is saved in "

@@ -105,6 +105,11 @@ class CheckpointTable(Config):
     """Steps between checkpoints; 0: about every tenth of the run."""
     keep: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    keep_best: int = Field(0, ge=0)
+    """How many of those with the fewest validation bits per byte (mean over the parts) stay as well; above 0, every
+    evaluation is followed by a checkpoint."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of every so many steps stay for ever; 0: none."""
 
 
 class EvalTable(Config):

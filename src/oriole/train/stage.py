@@ -215,6 +215,8 @@ def _train_config(recipe: Recipe, steps: int) -> TrainConfig:
         eval_every=recipe.eval.every or max(1, math.ceil(steps / 5)),
         checkpoint_every=recipe.checkpoint.every or max(1, math.ceil(steps / 10)),
         keep=recipe.checkpoint.keep,
+        keep_best=recipe.checkpoint.keep_best,
+        keep_every=recipe.checkpoint.keep_every,
         resume="auto" if table.resume == "no" else table.resume,  # "no" has removed the folder already
     )
 

@@ -1,19 +1,22 @@
 """Where a run stands, and how that is saved and taken up again."""
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from oriole.errors import CheckpointError
+from oriole.errors import CheckpointError, OrioleError
 from oriole.log import say
 from oriole.train import checkpoint
 from oriole.train.gauges import Clock
+from oriole.train.guard import Background
 from oriole.train.optim import Optimizer
 
 __all__ = ["Progress", "Saver", "Stateful", "flat"]
@@ -61,18 +64,26 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where `state_dict` was taken; the seconds are added to what the clocks show."""
+        """Stand where `state_dict` was taken. The clocks go on: what they show is the caller's to add."""
         self.step, self.tokens, self.evaluated_at = state["step"], state["tokens"], state["evaluated_at"]
-        self.clock.add(state["seconds"])
-        self.stepping.add(state["stepping_seconds"])
         self.loss = math.nan if state["loss"] is None else state["loss"]
         self.bpb_before, self.bpb = state["bpb_before"], state["bpb"]
+
+    @property
+    def score(self) -> float | None:
+        """Bits per byte of the present weights, the mean over the parts; None where they were not evaluated."""
+        if self.evaluated_at != self.step or not isinstance(self.bpb, dict) or not self.bpb:
+            return None
+        mean = float(sum(self.bpb.values()) / len(self.bpb))
+        return mean if math.isfinite(mean) else None
 
 
 class Saver:
     """Saves model, optimizer, random numbers, `progress` and the `stateful` rest of a run, and takes them up again.
 
-    `fingerprint` (flat) says what a checkpoint must share with this run; `dtype` is the arithmetic's name.
+    `save` copies everything and returns; a thread writes the copy while training goes on. `check`, `wait`, the next
+    `save` and the end of the `with` block raise what went wrong there. `fingerprint` (flat) says what a checkpoint must
+    share with this run; `dtype` is the arithmetic's name.
     """
 
     def __init__(
@@ -86,33 +97,66 @@ class Saver:
         device: torch.device,
         dtype: str,
         fingerprint: Mapping[str, Any],
-        keep: int,
+        keep: checkpoint.Keep,
     ) -> None:
         self.folder = folder
         self.model, self.optimizer, self.progress, self.stateful = model, optimizer, progress, stateful
         self.device, self.fingerprint, self.keep = device, fingerprint, keep
         self._setting = {"dtype": dtype, "torch": torch.__version__}
+        self._writing = Background("oriole-saving")
         self._saved_at = -1
 
-    def save(self) -> None:
-        """Write a checkpoint of this step unless there is one.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises `ResourceError` when the disk is full.
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Wait for a checkpoint that is being written, except where a second signal says not to."""
+        if isinstance(error, KeyboardInterrupt):
+            return
+        try:
+            self.wait()
+        except OrioleError as own:
+            if error is None:
+                raise
+            say(str(own), "yellow")  # the error on its way out is the first one
+
+    def save(self) -> None:
+        """Begin a checkpoint of this step unless there is one.
+
+        Raises `ResourceError` when the disk was full at the checkpoint before.
         """
-        if self._saved_at == self.progress.step:
+        self.wait()
+        step = self.progress.step
+        if self._saved_at == step:
             return
         plain_rng, rng = checkpoint.rng_state(self.device)
         state = self.progress.state_dict() | {name: one.state_dict() for name, one in self.stateful.items()}
-        state |= {"rng": plain_rng, "fingerprint": self.fingerprint, **self._setting}
+        state |= {"score": self.progress.score, "rng": plain_rng, "fingerprint": self.fingerprint, **self._setting}
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), "rng": rng}
-        checkpoint.save(self.folder, self.progress.step, tensors, state, keep=self.keep)
-        self._saved_at = self.progress.step
+        # Nothing of the copy may change while it is written: not the tensors, not the lists inside the states.
+        state = json.loads(json.dumps(state))
+        copy = {stem: {name: _copied(t) for name, t in named.items()} for stem, named in tensors.items()}
+
+        def write() -> None:
+            checkpoint.save(self.folder, step, copy, state, self.keep)
+            self._saved_at = step
+
+        self._writing.start(write)
+
+    def check(self) -> None:
+        """Raise the `ResourceError` of a checkpoint that could not be written; waits for nothing."""
+        self._writing.check()
+
+    def wait(self) -> None:
+        """Return when what was saved is on the disk. Raises `ResourceError` when that was full."""
+        self._writing.wait()
 
     def resume(self, how: str) -> Path | None:
         """Go on from the checkpoint that `how` (auto, no, or a path) means; its path, None when there is none.
 
         Raises `CheckpointError` when it is damaged or belongs to another run.
         """
+        self.wait()
         match how:
             case "no":
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -124,6 +168,8 @@ class Saver:
             case path:
                 found = checkpoint.load(Path(path))
         self.load(found)
+        self.progress.clock.add(found.state["seconds"])
+        self.progress.stepping.add(found.state["stepping_seconds"])
         for what, now in self._setting.items():
             if found.state[what] != now:
                 say(
@@ -134,7 +180,7 @@ class Saver:
         return found.path
 
     def load(self, found: checkpoint.Checkpoint) -> None:
-        """Put everything into the state that a checkpoint holds, after checking that it belongs to this run."""
+        """Put everything but the clocks into the state of a checkpoint, after checking that it belongs to this run."""
         _check_fingerprint(found, self.fingerprint)
         state = found.state
         try:
@@ -152,6 +198,10 @@ class Saver:
         self.progress.load_state_dict(state)
         if found.path.resolve().parent == self.folder.resolve():
             self._saved_at = found.step
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _check_fingerprint(found: checkpoint.Checkpoint, now: Mapping[str, Any]) -> None:
