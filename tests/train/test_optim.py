@@ -1,4 +1,4 @@
-"""The schedule against its closed form, AdamW against torch's plain one, and updates that must not happen."""
+"""AdamW against torch's plain one, and updates that must not happen."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from oriole.errors import CheckpointError
-from oriole.train.optim import FIRST_LOSS_SCALE, OptimConfig, Optimizer, lr_at, parameter_groups
+from oriole.train.optim import FIRST_LOSS_SCALE, OptimConfig, Optimizer, parameter_groups
+from oriole.train.schedules import lr_at
 
 
 def config(**changes: object) -> OptimConfig:
@@ -31,40 +32,6 @@ class Net(nn.Module):
 def loss_of(net: nn.Module, seed: int, factor: float = 1.0) -> torch.Tensor:
     x = torch.randint(0, 11, (5,), generator=torch.Generator().manual_seed(seed))
     return net(x).square().sum() * factor
-
-
-# --- schedule --------------------------------------------------------------------------------------------------------
-
-
-def test_cosine_is_its_closed_form() -> None:
-    c = config()
-    for step in range(100):
-        n = step + 1
-        expected = n / 10 if n <= 10 else 0.2 + 0.8 * (1 + math.cos(math.pi * (n - 10) / 90)) / 2
-        assert lr_at(step, 100, c) == pytest.approx(0.5 * expected, rel=1e-12)
-
-
-def test_wsd_is_flat_and_then_a_line() -> None:
-    c = config(schedule="wsd", decay=0.4)
-    rates = [lr_at(step, 100, c) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.05 * n for n in range(1, 11)])
-    assert rates[10:60] == [0.5] * 50
-    assert rates[60:] == pytest.approx([0.5 * (1 - 0.8 * k / 40) for k in range(1, 41)])
-
-
-@pytest.mark.parametrize(
-    "warmup, peak_step", [(0, 0), (0.25, 24), (1, 0), (7, 6)], ids=["none", "share", "one step", "steps"]
-)
-def test_warmup_is_a_share_below_one_and_steps_above(warmup: float, peak_step: int) -> None:
-    rates = [lr_at(step, 100, config(schedule="constant", warmup=warmup)) for step in range(100)]
-    assert rates.index(0.5) == peak_step
-    assert rates[peak_step:] == [0.5] * (100 - peak_step)
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
-@pytest.mark.parametrize("total", [2, 3, 50])
-def test_the_last_step_has_the_lowest_rate(schedule: str, total: int) -> None:
-    assert lr_at(total - 1, total, config(schedule=schedule, warmup=0)) == pytest.approx(0.1)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

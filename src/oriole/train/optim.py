@@ -6,21 +6,22 @@ clipping, the loss scale of fp16 and the check for NaN, so that a step costs one
 and no host synchronisation.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from oriole.config import Config
 from oriole.errors import CheckpointError
 from oriole.model.lm import LM
+from oriole.train import schedules
 from oriole.train.clipping import NormWindow
 from oriole.train.muon import Muon
+from oriole.train.schedules import Schedule, lr_at
 
-__all__ = ["OptimConfig", "Optimizer", "lr_at", "parameter_groups"]
+__all__ = ["OptimConfig", "Optimizer", "parameter_groups"]
 
 FUSED_SKIPS = ("cpu", "cuda")
 """Devices whose fused kernel honours grad_scale and found_inf; elsewhere the host looks at the norm itself."""
@@ -46,42 +47,28 @@ class OptimConfig(Config):
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay of the matrices that are not embeddings."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate after the warmup."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warmup (schedules.py)."""
     warmup: float = Field(0.02, ge=0)
-    """Linear warmup: below 1 a share of all steps, else a number of steps."""
+    """Linear warmup: below 1 a share of all steps, else a number of steps (not used by `onecycle`)."""
     min_lr: float = Field(0.1, ge=0, le=1)
     """Learning rate of the last step as a share of the peak (not used by `constant`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of all steps, at the end, that decay linearly."""
+    cycles: int = Field(3, ge=1)
+    """`sgdr` only: how many cosines."""
+    cycle_mult: float = Field(2.0, ge=1)
+    """`sgdr` only: length of a cosine, as a multiple of the one before."""
+    rise: float = Field(0.3, gt=0, lt=1)
+    """`onecycle` only: the share of all steps that rise to the peak."""
     clip: Positive | Literal["auto"] = 1.0
     """Global gradient norm above which gradients are scaled down to it; auto: the 0.9 quantile of the last 128 finite
     norms (clipping.py)."""
 
-
-def lr_at(step: int, total: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` = 0 … total - 1.
-
-    With n = step + 1 and w warmup steps: n / w of the peak for n <= w. Then the share m = `min_lr` of the peak is
-    reached at n = total, by cosine: m + (1 - m) (1 + cos(pi (n - w) / (total - w))) / 2 (Loshchilov & Hutter 2017), or
-    by wsd: the peak, and a straight line over the last `decay` of the steps (Hu et al. 2024). Constant: the peak.
-    """
-    n = step + 1
-    warmup = round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
-    if n <= warmup:
-        return config.lr * n / warmup
-    low = config.min_lr
-    match config.schedule:
-        case "constant":
-            share = 1.0
-        case "cosine":
-            progress = min(1.0, (n - warmup) / max(1, total - warmup))
-            share = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
-        case "wsd":
-            start = max(warmup, total - round(config.decay * total))
-            progress = min(1.0, max(0, n - start) / max(1, total - start))
-            share = 1 - (1 - low) * progress
-    return config.lr * share
+    @model_validator(mode="after")
+    def _reaches_its_end(self) -> "OptimConfig":
+        schedules.check(self.schedule, self.min_lr)
+        return self
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 from oriole.model.config import ModelConfig, preset
+from oriole.train.schedules import Schedule, check
 
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
@@ -68,13 +69,20 @@ class TrainTable(Config):
     muon_lr: float = Field(0.02, gt=0)
     """Peak learning rate of Muon, on the same schedule."""
     warmup: float = Field(0.02, ge=0)
-    """Steps of linear warmup: below 1 a share of all steps, else a number of steps."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate after the warmup: cosine decay, warmup-stable-decay, or constant."""
+    """Steps of linear warmup: below 1 a share of all steps, else a number of steps (not used by `onecycle`)."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warmup: cosine, linear, wsd (warmup-stable-decay), sgdr (cosine with warm restarts),
+    onecycle, exponential, constant."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak."""
+    """Learning rate at the end, as a share of the peak (not used by `constant`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of the steps at the end that decay linearly."""
+    cycles: int = Field(3, ge=1)
+    """`sgdr` only: how many cosines."""
+    cycle_mult: float = Field(2.0, ge=1)
+    """`sgdr` only: length of a cosine, as a multiple of the one before."""
+    rise: float = Field(0.3, gt=0, lt=1)
+    """`onecycle` only: the share of the steps that rise to the peak."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay of the matrices (embeddings and norms are never decayed)."""
     beta2: float = Field(0.95, gt=0, lt=1)
@@ -96,6 +104,11 @@ class TrainTable(Config):
     """auto: from the newest valid checkpoint; no: afresh; or the path of a checkpoint."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _reaches_its_end(self) -> "TrainTable":
+        check(self.schedule, self.min_lr)
+        return self
 
 
 class CheckpointTable(Config):

@@ -233,6 +233,9 @@ def _optim_config(recipe: Recipe) -> OptimConfig:
         warmup=table.warmup,
         min_lr=table.min_lr,
         decay=table.decay,
+        cycles=table.cycles,
+        cycle_mult=table.cycle_mult,
+        rise=table.rise,
         clip=table.clip,
     )
 
