@@ -18,10 +18,10 @@ import pytest
 import torch
 from toy_training import SHAPE, Counting, Records, digest, model, trainer
 
-from oriole.errors import CheckpointError, ConfigError, Interrupted, OrioleError, ResourceError
+from oriole.errors import CheckpointError, ConfigError, Interrupted, ResourceError
 from oriole.log import Metrics
 from oriole.model.lm import LM
-from oriole.train import checkpoint, device, loop
+from oriole.train import checkpoint, device
 from oriole.train.batch import IGNORE, Batch, Packer
 from oriole.train.objectives import LMObjective, Loss
 from oriole.train.optim import OptimConfig
@@ -119,33 +119,6 @@ def test_evaluation_leaves_no_trace(tmp_path: Path) -> None:
     plain = trainer(tmp_path / "b", lm=model(0.1).eval())  # fit() trains whatever mode it is given
     plain.fit()
     assert digest(watched.model) == digest(plain.model)
-
-
-def test_a_nan_batch_is_skipped_counted_and_kept_out_of_the_loss(tmp_path: Path) -> None:
-    class NanOnce(LMObjective):
-        calls = 0
-
-        def __call__(self, lm: LM, batch: Batch) -> Loss:
-            self.calls += 1
-            loss = super().__call__(lm, batch)
-            return loss._replace(sum=loss.sum * math.nan) if self.calls == 3 else loss
-
-    made = trainer(tmp_path, steps=8, log_every=4, more={"objective": NanOnce()})
-    summary = made.fit()
-    assert summary["skipped"] == 1
-    assert all(bool(p.isfinite().all()) for p in made.model.parameters())
-    assert all(math.isfinite(r["loss"]) and math.isfinite(r["grad_norm"]) for r in made.metrics.of("step"))
-    assert float(made.optimizer.tensors()["norm.weight.step"]) == 7
-
-
-def test_gives_up_when_every_update_is_skipped(tmp_path: Path) -> None:
-    class AlwaysNan(LMObjective):
-        def __call__(self, lm: LM, batch: Batch) -> Loss:
-            return Loss(super().__call__(lm, batch).sum * math.nan, {})
-
-    made = trainer(tmp_path, steps=100, more={"objective": AlwaysNan()})
-    with pytest.raises(OrioleError, match=r"last 20 updates up to step 20 .* lower train\.lr"):
-        made.fit()
 
 
 def test_a_step_without_a_trained_target_moves_nothing_but_the_count(tmp_path: Path) -> None:
@@ -513,4 +486,4 @@ def test_the_metrics_file_is_json_line_by_line(tmp_path: Path) -> None:
     metrics.close()
     events = [json.loads(line)["event"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert events == ["start", "eval", "step", "step", "step", "eval"]
-    assert isinstance(trainer(tmp_path).metrics, Records) and loop.PATIENCE > 16
+    assert isinstance(trainer(tmp_path).metrics, Records)

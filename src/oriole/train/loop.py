@@ -30,12 +30,10 @@ from oriole.train.guard import StopRequest, from_compiler, memory_errors, undist
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
+from oriole.train.skipped import PATIENCE, Skipped
 from oriole.train.state import Progress, Saver, Stateful, flat
 
 __all__ = ["Data", "Objective", "TrainConfig", "Trainer"]
-
-PATIENCE = 20
-"""Skipped updates in a row after which a run gives up: by then fp16's loss scale would have found its place."""
 
 
 class TrainConfig(Config):
@@ -136,6 +134,7 @@ class Trainer:
             fingerprint=flat({"train": own | optim.model_dump(mode="json")}) | flat(fingerprint or {}),
             keep=Keep(config.keep, config.keep_best, config.keep_every),
         )
+        self._skipped = Skipped(folder / "skipped")
         self._stop = StopRequest()
 
     def fit(self) -> dict[str, Any]:
@@ -193,15 +192,17 @@ class Trainer:
     def _step(self, micro: list[Batch], wait: float, window: Window) -> None:
         total = dist.sum(torch.stack([self.objective.weight(b) for b in micro]).sum())  # before any forward
         total = total + (total == 0)  # a step without a trained unit has loss 0, not 0 / 0
-        loss = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for batch in micro:
             part = self._backward(batch, total)
-            loss += part.sum.detach() / total
+            losses.append(part.sum.detach() / total)
             for name, value in part.metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + value.detach() / total
+                sums[name] = sums.get(name, torch.zeros_like(total)) + value.detach() / total
+        loss = torch.stack(losses).sum()
         norm, skipped = self.optimizer.step(self.now.step, loss)
         self.now.step += 1
+        self._skipped.note(self.now.step, self.now.tokens, micro, losses, norm, skipped)
         self.now.tokens += sum(b.tokens.numel() for b in micro)
         window.add({"loss": loss, "grad_norm": norm, **self.optimizer.gauges(), **sums}, skipped, wait)
         if observe := getattr(self.data, "observe", None):
@@ -255,10 +256,12 @@ class Trainer:
         bar.update(loss=f"{self.now.loss:.3f}")
         if skipped:
             bar.update(skipped=str(skipped))
+        self._skipped.look(in_a_row, loss_scale=self.optimizer.scale is not None)
         if in_a_row >= PATIENCE:
+            where = f" ({self._skipped.last} is such a batch)" if self._skipped.last else ""
             raise OrioleError(
                 f"the last {in_a_row} updates up to step {self.now.step} were all skipped, because loss or gradients "
-                "were not finite; lower train.lr, use train.dtype=fp32, or look for broken data"
+                f"were not finite; lower train.lr, use train.dtype=fp32, or look for broken data{where}"
             )
 
     def _evaluate_if_due(self) -> None:
