@@ -33,6 +33,15 @@ def bilingual_text(lines: int = 400, seed: int = 7) -> list[tuple[str, str]]:
     return out
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither these tests nor the processes that they start (nosync/sitecustomize.py) sync: with small files that is
+    most of the time, and only a power cut, not a kill, loses what was not synced."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    folder = str(Path(__file__).parent / "nosync")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")])))
+
+
 @pytest.fixture(scope="session")
 def tok() -> Tokenizer:
     """About 900 ids: enough merges for the boundaries to matter."""

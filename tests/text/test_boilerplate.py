@@ -1,7 +1,6 @@
 """Lines that stand in many documents stay in the first one only; code, short lines and everything else stay."""
 
 import json
-import os
 import pickle
 import tempfile
 from collections.abc import Sequence
@@ -19,12 +18,6 @@ from oriole.text.dedup import DedupConfig, find_duplicates, find_lines
 MENU = "Home | News | About us | Contact"
 NOTICE = "版权所有，未经书面许可不得转载本站内容。"
 CONFIG = DedupConfig(lines=True, line_documents=3)
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here pulls the plug."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def write(path: Path, texts: Sequence[str]) -> Path:

@@ -46,12 +46,6 @@ def write(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here pulls the plug."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 @pytest.fixture
 def dropped(tmp_path: Path) -> Callable[..., dict[int, str]]:
     """`dropped(texts, key=value…)`: {place: reason} for one file of these texts."""
@@ -322,9 +316,8 @@ def test_a_finished_run_is_read_and_a_changed_file_is_worked_on_again(
 
 
 PROGRAM = """
-import os, sys
+import sys
 from pathlib import Path
-os.fsync = lambda handle: None
 from oriole.text.dedup import DedupConfig, find_duplicates
 if __name__ == "__main__":
     files = sorted(Path(sys.argv[1]).glob("*.jsonl"))

@@ -7,7 +7,9 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +177,16 @@ def as_nobody(code: str) -> str:
     return done.stdout
 
 
-def test_folders_and_files_without_permission_are_named(tmp_path_factory: pytest.TempPathFactory) -> None:
-    base = tmp_path_factory.mktemp("open")
-    for folder in (base, *base.parents):
-        if folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
-    base.chmod(0o755)
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that any user may enter: pytest's own are closed, and closed again by whatever other pytest begins."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_folders_and_files_without_permission_are_named(open_folder: Path) -> None:
+    base = open_folder
     (base / "locked").mkdir()
     for name in ("a.jsonl", "b.jsonl", "locked/c.jsonl"):
         (base / name).write_text(GOOD)

@@ -124,8 +124,11 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path`, whole and on disk, when the block ends well; else nothing is left."""
+def new_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path`, whole and on disk, when the block ends well; else nothing is left.
+
+    Without `sync` a power cut may still lose it, or leave it empty: for what can be made again.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a worker that was killed
@@ -133,9 +136,11 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         with open(part, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise_for_os_error(error, "writing", path)
@@ -167,7 +172,7 @@ def _read(done: Path, piece: Piece) -> Result | None:
 def _write(done: Path, piece: Piece, result: Result) -> Result:
     """Note that the piece is done; the result as JSON gives it back."""
     text = json.dumps({"key": piece.key, "result": result}, ensure_ascii=True)
-    with new_file(done / f"{piece.name}.json") as file:
+    with new_file(done / f"{piece.name}.json", sync=False) as file:  # one that is lost costs its piece, nothing else
         file.write(text.encode())
     return dict(json.loads(text)["result"])
 
