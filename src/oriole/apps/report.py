@@ -1,8 +1,12 @@
-"""What a run has reached: report.json for programs, a page of text for the terminal. Built from the run's own files."""
+"""What a run has reached: report.json for programs, report.html to look at, a page of text for the terminal.
+
+Built from the run's own files, whether its stages are finished or not.
+"""
 
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from oriole.apps.curves import StageLog, number, read_events, read_stage
+from oriole.apps.reportpage import page
 from oriole.errors import DataError, raise_for_os_error
 from oriole.log import duration, human
 
-__all__ = ["SCHEMA", "build", "questions_table", "read_events", "text", "write"]
+__all__ = ["SCHEMA", "build", "questions_table", "read_events", "read_stages", "text", "write"]
 
 SCHEMA = 1
 STAGES = ("pretrain", "sft")
@@ -24,66 +30,76 @@ NUM_SAMPLES = 6
 WIDTH = 100
 
 
-def read_events(stage: Path) -> list[dict[str, Any]]:
-    """The records of a stage's metrics.jsonl; a torn last line (a crash while writing) is left out."""
-    try:
-        lines = (stage / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{stage / 'metrics.jsonl'}, line {number}: not valid JSON; restore the file") from error
-    return records
-
-
-def build(run: Path) -> dict[str, Any]:
-    """The report of a run folder; DataError when no stage in it is finished."""
-    stages: dict[str, Any] = {}
-    commit = device = ""
-    for stage in STAGES:
-        events = read_events(run / stage)
-        done = next((e for e in reversed(events) if e.get("event") == "done"), None)
-        if done is None:
-            continue
-        stages[stage] = {k: done[k] for k in ("seconds", "tokens", "parameters", "bpb_before", "bpb") if k in done}
-        device = done.get("device", "")
-        commit = _commit(run / stage)
-        if asked := next((e for e in reversed(events) if e.get("event") == "questions"), None):
-            stages[stage] |= {k: asked[k] for k in ("exact_match", "loop_rate") if k in asked}
+def read_stages(run: Path) -> list[StageLog]:
+    """The stages of a run folder that have recorded something, in the order of training; DataError without any."""
+    folders = [path.parent for path in run.glob("*/metrics.jsonl")]
+    order = {name: n for n, name in enumerate(STAGES)}
+    stages = [read_stage(folder) for folder in sorted(folders, key=lambda f: (order.get(f.name, len(order)), f.name))]
+    stages = [stage for stage in stages if stage.events]
+    if not stages and (run / "metrics.jsonl").exists():
+        raise DataError(f"{run} is one stage; give the run folder above it: oriole report {run.parent}")
     if not stages:
-        raise DataError(f"{run} holds no finished stage; train one first, for example with oriole demo run={run}")
+        raise DataError(f"{run} holds no stage that has begun; train one first, for example with oriole demo run={run}")
+    return stages
+
+
+def build(stages: Sequence[StageLog]) -> dict[str, Any]:
+    """The report of a run's stages, as it stands in report.json."""
+    newest = stages[-1]
     return {
         "schema": SCHEMA,
-        "commit": commit,
-        "device": device,
-        "stages": stages,
-        "samples": _samples(run / list(stages)[-1]),
+        "commit": str(newest.env.get("commit", "")),
+        "device": str(newest.last("done").get("device") or newest.last("start").get("device", "")),
+        "stages": {stage.name: _stage(stage) for stage in stages},
+        "samples": _samples(newest.folder),
     }
 
 
+def _stage(stage: StageLog) -> dict[str, Any]:
+    """A stage's figures; of one that is not finished, those so far."""
+    done, step, start = stage.last("done"), stage.last("step"), stage.last("start")
+    evaluations = stage.all("eval")
+    times = stage.times()
+    steps = [int(e["step"]) for e in (step, start) if e.get("step") is not None]
+    made = {
+        "finished": stage.finished,
+        "seconds": done.get("seconds", round(sum(times.values()), 2)),
+        "tokens": done.get("tokens", step.get("tokens", 0)),
+        "step": max(steps, default=0),
+        "parameters": done.get("parameters"),
+        "loss": _finite(done.get("loss", step.get("loss"))),
+        "tokens_per_second": done.get("tokens_per_second", step.get("tokens_per_second")),
+        "skipped": done.get("skipped", step.get("skipped")),
+        "bpb_before": done.get("bpb_before", evaluations[0].get("bpb") if evaluations else None),
+        "bpb": done.get("bpb", evaluations[-1].get("bpb") if evaluations else None),
+        "times": {what: round(seconds, 2) for what, seconds in times.items()},
+    }
+    asked = stage.last("questions")
+    return made | {k: asked[k] for k in ("exact_match", "loop_rate") if k in asked}
+
+
+def _finite(value: Any) -> float | None:
+    found = number(value)
+    return found if math.isfinite(found) else None
+
+
 def write(run: Path) -> dict[str, Any]:
-    """Build the report of a run, keep it in `report.json`, and return it."""
-    report = build(run)
-    path = run / "report.json"
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise_for_os_error(error, "writing", path)
+    """Build the report of a run, keep it in `report.json` and `report.html`, and return it."""
+    stages = read_stages(run)
+    report = build(stages)
+    _replace(run / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    _replace(run / "report.html", page(run.resolve().name, report, stages))
     return report
 
 
-def _commit(stage: Path) -> str:
+def _replace(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        return str(json.loads((stage / "env.json").read_text(encoding="utf-8"))["commit"])
-    except (OSError, json.JSONDecodeError, KeyError):
-        return ""
+        part.write_bytes(content.encode("utf-8", "replace"))
+        os.replace(part, path)
+    except OSError as error:
+        raise_for_os_error(error, "writing", path)
 
 
 def _samples(stage: Path) -> list[dict[str, Any]]:
@@ -115,7 +131,9 @@ def text(report: Mapping[str, Any]) -> str:
         table.add_column(column, justify="left" if not column else "right")
     for name, stage in report["stages"].items():
         bpb = [_change(stage, lang) for lang in ("zh", "en")]
-        table.add_row(name, human(stage["parameters"]), human(stage["tokens"]), duration(stage["seconds"]), *bpb)
+        size = human(stage["parameters"]) if stage["parameters"] else ""
+        state = name if stage["finished"] else f"{name} (not finished)"
+        table.add_row(state, size, human(stage["tokens"]), duration(stage["seconds"]), *bpb)
     page.add(table)
     for stage in report["stages"].values():
         if "exact_match" in stage:
@@ -166,10 +184,10 @@ def _questions(result: Mapping[str, Any]) -> Table:
     table.add_column("")
     for lang in languages:
         table.add_column(lang or "all", justify="right")
-    for kind, shares in match["by_kind"].items():
+    for kind, shares in match.get("by_kind", {}).items():
         table.add_row(kind, *(_percent(shares.get(lang)) for lang in languages))
     table.add_row("mean over kinds", *(_percent(match[lang]) for lang in languages), style="bold")
-    table.add_row("loop rate", _percent(result["loop_rate"]))
+    table.add_row("loop rate", _percent(result.get("loop_rate")))
     return table
 
 

@@ -74,14 +74,12 @@ def _top(
 )
 def demo(settings: Settings = None) -> None:
     """The whole story on the built-in bilingual corpus: tokenizer, pretraining, fine-tuning, evaluation, report."""
-    from oriole.apps import report
     from oriole.log import say
 
     recipes = load_recipes("demo", settings or [])
     _run(recipes)
     run = recipes[0].run
-    made = report.write(run)
-    print(report.text(made))
+    _report(run)
     say("\nNext, try:")
     for line in (
         f"oriole chat {run}",
@@ -106,11 +104,9 @@ def run(
     settings: Settings = None,
 ) -> None:
     """Train all stages of a folder in order, skipping finished ones; then write the run's report."""
-    from oriole.apps import report
-
     loaded = load_recipes(recipes, settings or [])
     _run(loaded)
-    print(report.text(report.write(loaded[0].run)))
+    _report(loaded[0].run)
 
 
 def _run(recipes: Sequence["Recipe"]) -> None:
@@ -122,6 +118,16 @@ def _run(recipes: Sequence["Recipe"]) -> None:
         run_stage(recipe)
         if recipe.eval.questions:
             _ask(recipe)
+
+
+def _report(run: Path, as_json: bool = False) -> None:
+    """Write a run's report and show it."""
+    from oriole.apps import report
+    from oriole.log import say
+
+    made: dict[str, Any] = report.write(run)
+    print(json.dumps(made, ensure_ascii=False) if as_json else report.text(made))
+    say(f"\nThe same with pictures: {run / 'report.html'}")
 
 
 def _with_builtin_data(recipe: "Recipe") -> "Recipe":
@@ -258,8 +264,5 @@ def show_report(
     path: Annotated[Path, typer.Argument(help="A run folder.")],
     as_json: Json = False,
 ) -> None:
-    """What a run has reached so far, from the files in its folder."""
-    from oriole.apps import report
-
-    made: dict[str, Any] = report.write(path)
-    print(json.dumps(made, ensure_ascii=False) if as_json else report.text(made))
+    """What a run has reached so far, from the files in its folder; with pictures in its report.html."""
+    _report(path, as_json)
