@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oriole.cli import data, tokenizer
-from oriole.cli.common import Json, Settings, new_app
+from oriole.cli.common import InOut, Json, Settings, new_app, paths_and_settings
 from oriole.errors import ConfigError, DataError, OrioleError
 
 if TYPE_CHECKING:
@@ -209,6 +209,35 @@ def load_recipes(name: str, settings: Sequence[str]) -> list["Recipe"]:
 def builtin_recipes() -> list[str]:
     """Names of the recipes inside the package, for example demo/pretrain."""
     return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.glob("*/*.toml"))
+
+
+# --- what other systems have left ------------------------------------------------------------------------------------
+
+
+@app.command(
+    "import",
+    epilog="Example: oriole import khaosz/cached/*.pt imported tokenizer=khaosz/tokenizer.json   (kind=text, chat or "
+    "preference where the names of the tensors do not say it; skip_bad=true; workers=)",
+)
+def import_tokens(words: InOut, as_json: Json = False) -> None:
+    """Token tensors (.pt) that KHAOSZ was trained on, back into text: rows of JSON for all other verbs."""
+    from oriole.config import parse_overrides, validate
+    from oriole.log import say
+    from oriole.train.importing import ImportConfig, import_files
+
+    paths, settings = paths_and_settings(words)
+    config = validate(ImportConfig, parse_overrides(settings), "oriole import")
+    if len(paths) < 2:
+        raise ConfigError("oriole import needs files and a folder to write: oriole import IN... OUT tokenizer=FILE")
+    made = import_files(paths[:-1], Path(paths[-1]), config)
+    if as_json:
+        print(json.dumps(made, ensure_ascii=False))
+        return
+    for file in made:
+        print(f"{paths[-1]}/{file['name']}.jsonl.zst   {file['rows']:,} rows, {file['kind']}")
+        for example in file["examples"][:3]:
+            say(f"  left out: {example}", "yellow")
+    say(f"next: oriole data clean {paths[-1]} corpus   (kind=chat or kind=preference for rows of those)")
 
 
 # --- using a model ---------------------------------------------------------------------------------------------------

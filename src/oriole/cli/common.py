@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "Settings", "new_app", "paths_and_settings"]
+__all__ = ["InOut", "Json", "Settings", "new_app", "paths_and_settings"]
 
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+
+InOut = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders or globs, the folder to write, settings.", metavar="IN... OUT [KEY=VALUE]..."),
+]
 
 
 def new_app(name: str, help: str) -> typer.Typer:

@@ -6,17 +6,13 @@ from typing import Annotated
 
 import typer
 
-from oriole.cli.common import Json, Settings, new_app, paths_and_settings
+from oriole.cli.common import InOut, Json, Settings, new_app, paths_and_settings
 from oriole.errors import ConfigError, DataError
 
 __all__ = ["app"]
 
 app = new_app("data", "Clean, deduplicate, fetch, pack and look at data.")
 
-InOut = Annotated[
-    list[str],
-    typer.Argument(help="Files, folders or globs, the folder to write, settings.", metavar="IN... OUT [KEY=VALUE]..."),
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking, however large it is.")]
 
 

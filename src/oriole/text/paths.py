@@ -86,6 +86,8 @@ def file_kind(path: Path) -> Kind:
             kind = "html"
         case ".pdf":
             kind = "pdf"
+        case ".pt" | ".pth":
+            raise DataError(f"{path} holds tensors; if they are tokens, oriole import makes text of them first")
         case ".pkl" | ".pickle":
             raise DataError(f"{path} is a pickle, which can run any program when it is read, so it is not; {_RESAVE}")
         case _:

@@ -16,7 +16,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 import tokenizers
 import torch
@@ -27,7 +27,10 @@ from oriole.text.files import Skipped, refuse
 from oriole.text.records import Doc
 from oriole.text.template import Chat, Message, Preference
 
-__all__ = ["AGREEMENT", "TokenFile"]
+__all__ = ["AGREEMENT", "SUFFIXES", "TokenFile"]
+
+SUFFIXES: Final = (".pt", ".pth")
+"""Of files with token tensors."""
 
 AGREEMENT: Final = 0.9
 """Share of ids that must come back when a sample is decoded and encoded again. Measured with KHAOSZ's kind of tokenizer
@@ -61,6 +64,13 @@ class TokenFile:
         self._ends = torch.tensor([vocab[name] for name in _ENDS if name in vocab] or [-1])
         self._control = {vocab[name] for name in _CONTROL if name in vocab}
         self._check(max(vocab.values()))
+
+    @property
+    def kind(self) -> Literal["text", "chat", "preference"]:
+        """What the names of the tensors say that it holds."""
+        if "chosen" in self._tensors or "rejected" in self._tensors:
+            return "preference"
+        return "chat" if self._mask_name() in self._tensors else "text"
 
     # --- what it holds -----------------------------------------------------------------------------------------------
 
@@ -195,7 +205,7 @@ def _blocks(mask: torch.Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _tensors(path: Path) -> dict[str, list[torch.Tensor]]:
-    if path.suffix.lower() not in (".pt", ".pth"):
+    if path.suffix.lower() not in SUFFIXES:
         how = "torch.save(pickle.load(open(FILE, 'rb')), 'FILE.pt')" if "pkl" in path.suffix else "torch.save"
         raise DataError(f"{path} is no .pt file; token tensors are read from those only: where you trust it, use {how}")
     try:
