@@ -29,7 +29,18 @@ from torch import Tensor
 from oriole.errors import CheckpointError, raise_for_os_error
 from oriole.log import say
 
-__all__ = ["Checkpoint", "Keep", "latest_valid", "load", "restore_rng", "rng_state", "save", "write_json"]
+__all__ = [
+    "Checkpoint",
+    "Keep",
+    "best",
+    "latest_valid",
+    "load",
+    "restore_rng",
+    "rng_state",
+    "save",
+    "steps",
+    "write_json",
+]
 
 SCHEMA = 1
 TEMPORARY = ".tmp"
@@ -62,7 +73,7 @@ class Keep:
         """The steps that stay, of all there are with their scores (None: has none). Of equal scores the earlier."""
         scored = sorted((score, step) for step, score in scores.items() if score is not None)
         kept = set(sorted(scores)[-self.last :]) | {step for _, step in scored[: self.best]}
-        return kept | {step for step in scores if self.every and step % self.every == 0}
+        return kept | {step for step in scores if self.every and step > 0 and step % self.every == 0}
 
 
 def save(
@@ -92,8 +103,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         raise_for_os_error(error, "saving the checkpoint", target)
     _remove_leftovers(root)
-    kept = keep.among({old: _score(root / f"step-{old}") for old in _steps(root) if old <= step})
-    for old in set(_steps(root)) - kept:
+    kept = keep.among({old: _score(root / f"step-{old}") for old in steps(root) if old <= step})
+    for old in set(steps(root)) - kept:
         shutil.rmtree(root / f"step-{old}", ignore_errors=True)
     return target
 
@@ -105,6 +116,12 @@ def _score(path: Path) -> float | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def best(root: Path) -> int | None:
+    """The step of the checkpoint with the lowest score, None where none has one. Of equal scores the earlier."""
+    scores = {step: _score(root / f"step-{step}") for step in steps(root)}
+    return min(((score, step) for step, score in scores.items() if score is not None), default=(0, None))[1]
 
 
 def load(path: Path) -> Checkpoint:
@@ -139,21 +156,22 @@ def latest_valid(root: Path) -> Checkpoint | None:
     but all are damaged: to start afresh then is for the user to say.
     """
     _remove_leftovers(root)
-    steps = sorted(_steps(root), reverse=True)
-    for step in steps:
+    found = sorted(steps(root), reverse=True)
+    for step in found:
         try:
             return load(root / f"step-{step}")
         except CheckpointError as error:
             say(f"checkpoint step-{step} is not used: {error}", "yellow")
-    if steps:
+    if found:
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {root} is whole; restore one from a copy, "
+            f"none of the {len(found)} checkpoints in {root} is whole; restore one from a copy, "
             "or start afresh with train.resume=no"
         )
     return None
 
 
-def _steps(root: Path) -> list[int]:
+def steps(root: Path) -> list[int]:
+    """The steps of the checkpoints below `root`, whole or not, in no order."""
     if not root.is_dir():
         return []
     names = (re.fullmatch(r"step-(\d+)", path.name) for path in root.iterdir())

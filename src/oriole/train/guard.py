@@ -13,7 +13,7 @@ from torch import nn
 from oriole.errors import ResourceError
 from oriole.train import checkpoint
 
-__all__ = ["Background", "StopRequest", "from_compiler", "memory_errors", "undisturbed"]
+__all__ = ["Background", "StopRequest", "from_compiler", "memory_errors", "out_of_memory", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -89,8 +89,13 @@ class Background:
             except BaseException as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name=self._name)
-        self._thread.start()
+        thread = threading.Thread(target=run, name=self._name)
+        try:
+            thread.start()
+        except RuntimeError:  # no memory for a stack, or no more threads allowed: then not beside the loop
+            run()
+        else:
+            self._thread = thread
 
     def check(self) -> None:
         """Raise the error of work that has ended with one; waits for nothing."""
@@ -126,11 +131,17 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise ResourceError(
-            "the device has not enough memory for a step; halve train.batch_size and double train.accumulate"
+            "the device has not enough memory, and cutting the step into single rows does not help; "
+            "lower train.length or take a smaller model"
         ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this says that the host or the device has no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def from_compiler(error: BaseException) -> bool:

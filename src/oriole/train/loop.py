@@ -30,7 +30,9 @@ from oriole.train.guard import StopRequest, from_compiler, memory_errors, undist
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
+from oriole.train.pilot import Pilot
 from oriole.train.skipped import PATIENCE, Skipped
+from oriole.train.smart import SmartConfig
 from oriole.train.state import Progress, Saver, Stateful, flat
 
 __all__ = ["Data", "Objective", "TrainConfig", "Trainer"]
@@ -103,6 +105,7 @@ class Trainer:
         evaluate: Callable[[int], dict[str, Any]] | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         flops_per_token: float = 0.0,
+        smart: SmartConfig | None = None,
     ) -> None:
         if dist.world() > 1:
             raise ConfigError("training with several processes is not possible yet; start one process")
@@ -122,17 +125,21 @@ class Trainer:
         self._model_call: Any = model  # what training calls: the model, or its compiled form
         self._objective_call = objective
 
+        smart = smart or SmartConfig()
+        self._keep_best = max(config.keep_best, int(smart.early_stop))
         self.now = Progress()
+        self.pilot = Pilot(smart, metrics, regular=config.checkpoint_every)
         self.saver = Saver(
             folder / "checkpoints",
             model,
             self.optimizer,
             self.now,
-            {"data": data},
+            {"data": data, "pilot": self.pilot},
             device=self.device,
             dtype=DTYPE_NAMES[self.dtype],
-            fingerprint=flat({"train": own | optim.model_dump(mode="json")}) | flat(fingerprint or {}),
-            keep=Keep(config.keep, config.keep_best, config.keep_every),
+            fingerprint=flat({"train": own | optim.model_dump(mode="json"), "smart": smart.identity()})
+            | flat(fingerprint or {}),
+            keep=Keep(config.keep, self._keep_best, config.keep_every),
         )
         self._skipped = Skipped(folder / "skipped")
         self._stop = StopRequest()
@@ -151,16 +158,21 @@ class Trainer:
             self._choose_compile()
             self._announce()
             self._evaluate_if_due()
+            if self._is_checkpoint_due():
+                self._save()
             self._stop_if_asked()
-            if self.now.step < self.config.steps:
+            if self.now.step < self.config.steps and not self.pilot.stopped:
                 self._train()
             self._save()
             self.saver.wait()
             self._stop_if_asked()  # a signal during the last save
+            self.pilot.take_best(self.saver)
         return self._summary()
 
     def _train(self) -> None:
         micro, wait = self._fetch()
+        shape = getattr(self.model, "config", None)
+        self.pilot.prepare(self.now.step, micro, shape, self.device, self.dtype.itemsize)
         total = self.now.tokens + (self.config.steps - self.now.step) * sum(b.tokens.numel() for b in micro)
         window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
         self.model.train()
@@ -168,16 +180,20 @@ class Trainer:
         with track("training", total=total, unit="tok", done=self.now.tokens) as bar:
             while True:
                 self._step(micro, wait, window)
-                bar.update(sum(b.tokens.numel() for b in micro))
                 if self.now.step % self.config.log_every == 0 or self.now.step == self.config.steps:
                     self._log(window, bar)
                     window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
+                if self._went_back():
+                    window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
+                bar.update(self.now.tokens - bar.done)
                 self._evaluate_if_due()
+                if self.pilot.stopped and window.tokens < self.now.tokens:
+                    self._log(window, bar)
                 if self._is_checkpoint_due():
                     self._save()
                 self.saver.check()
                 self._stop_if_asked()
-                if self.now.step == self.config.steps:
+                if self.now.step == self.config.steps or self.pilot.stopped:
                     return
                 micro, wait = self._fetch()
 
@@ -192,21 +208,43 @@ class Trainer:
     def _step(self, micro: list[Batch], wait: float, window: Window) -> None:
         total = dist.sum(torch.stack([self.objective.weight(b) for b in micro]).sum())  # before any forward
         total = total + (total == 0)  # a step without a trained unit has loss 0, not 0 / 0
+        pieces, losses, sums = self._gradients(micro, total)
+        loss = torch.stack(losses).sum()
+        self.optimizer.lr_scale = self.pilot.lr_scale(self.now.step)
+        norm, skipped = self.optimizer.step(self.now.step, loss)
+        self.now.step += 1
+        self._skipped.note(self.now.step, self.now.tokens, pieces, losses, norm, skipped)
+        self.now.tokens += sum(b.tokens.numel() for b in micro)
+        window.add({"loss": loss, "grad_norm": norm, **self.optimizer.gauges(), **sums}, skipped, wait)
+        self.pilot.note(self.now.step, loss)
+        if observe := getattr(self.data, "observe", None):
+            observe({"loss": loss, **sums})
+
+    def _gradients(self, micro: list[Batch], total: Tensor) -> tuple[list[Batch], list[Tensor], dict[str, Tensor]]:
+        """The gradients of a step are now in the parameters. The pieces that it went through in, their shares of the
+        loss, and the metrics of the whole."""
+        while True:
+            pieces = self.pilot.micro.split(micro)
+            try:
+                return pieces, *self._sum_up(pieces, total)
+            except Exception as error:
+                # Others that wait for this process's gradients would wait for ever.
+                if dist.world() > 1 or not self.pilot.smaller(error, self.now.step, micro):
+                    raise
+            # Only here, where the error no longer holds them, are the tensors of the failed attempt free.
+            self.model.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _sum_up(self, pieces: list[Batch], total: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
-        for batch in micro:
+        for batch in pieces:
             part = self._backward(batch, total)
             losses.append(part.sum.detach() / total)
             for name, value in part.metrics.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.detach() / total
-        loss = torch.stack(losses).sum()
-        norm, skipped = self.optimizer.step(self.now.step, loss)
-        self.now.step += 1
-        self._skipped.note(self.now.step, self.now.tokens, micro, losses, norm, skipped)
-        self.now.tokens += sum(b.tokens.numel() for b in micro)
-        window.add({"loss": loss, "grad_norm": norm, **self.optimizer.gauges(), **sums}, skipped, wait)
-        if observe := getattr(self.data, "observe", None):
-            observe({"loss": loss, **sums})
+        return losses, sums
 
     def _backward(self, batch: Batch, total: Tensor) -> Loss:
         """Forward and backward of one micro-batch; its gradients are added to those of the others."""
@@ -264,9 +302,18 @@ class Trainer:
                 f"were not finite; lower train.lr, use train.dtype=fp32, or look for broken data{where}"
             )
 
+    def _went_back(self) -> bool:
+        """Whether a spike was found in the losses and the run now stands at an earlier step."""
+        # Nothing is evaluated or saved that was not looked at.
+        due = self._evaluation_due() or _due(self.now.step, self.config.checkpoint_every)
+        with self.now.stepping.paused():
+            return self.pilot.look(self.now.step, due, self.saver)
+
+    def _evaluation_due(self) -> bool:
+        return self.now.step in (0, self.config.steps) or _due(self.now.step, self.config.eval_every)
+
     def _evaluate_if_due(self) -> None:
-        due = self.now.step in (0, self.config.steps) or _due(self.now.step, self.config.eval_every)
-        if self._evaluate is None or not due or self.now.evaluated_at == self.now.step:
+        if self._evaluate is None or not self._evaluation_due() or self.now.evaluated_at == self.now.step:
             return
         evaluate = functools.partial(self._evaluate, self.now.step)
         start = time.monotonic()
@@ -282,6 +329,7 @@ class Trainer:
         self.metrics.write({"event": "eval", "step": self.now.step, **took, **result})
         if isinstance(self.now.bpb, dict):
             say(f"step {self.now.step}: bits per byte " + ", ".join(f"{k} {v:.3f}" for k, v in self.now.bpb.items()))
+        self.pilot.validated(self.now.step, self.now.score)
 
     def _announce(self) -> None:
         dtype = DTYPE_NAMES[self.dtype]
@@ -318,6 +366,7 @@ class Trainer:
             "tokens_per_second": round(self.now.tokens / max(1e-9, self.now.stepping.seconds), 1),
             "device": self._device_name(),
             "dtype": DTYPE_NAMES[self.dtype],
+            **self.pilot.smart.summary(self.now.step),
         }
 
     # --- starting, saving, stopping ----------------------------------------------------------------------------------
@@ -339,9 +388,7 @@ class Trainer:
                 self._objective_call.compile()
 
     def _is_checkpoint_due(self) -> bool:
-        return _due(self.now.step, self.config.checkpoint_every) or (
-            self.config.keep_best > 0 and self.now.score is not None
-        )
+        return _due(self.now.step, self.config.checkpoint_every) or (self._keep_best > 0 and self.now.score is not None)
 
     def _save(self) -> None:
         with self.now.stepping.paused():

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from oriole.config import Config
 from oriole.model.config import ModelConfig, preset
 from oriole.train.schedules import Schedule, check
+from oriole.train.smart import SmartConfig
 
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
@@ -168,6 +169,8 @@ class Recipe(Config):
     """When to save."""
     eval: EvalTable = EvalTable()
     """When and on how much to validate."""
+    smart: SmartConfig = SmartConfig()
+    """What the run may decide by itself; everything is off by default."""
 
     @field_validator("parts")
     @classmethod

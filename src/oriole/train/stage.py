@@ -75,6 +75,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
         evaluate=evaluation,
         fingerprint=_fingerprint(recipe, model.config, tokenizer, train),
         flops_per_token=model.config.flops_per_token(recipe.train.length),
+        smart=recipe.smart,
     )
     try:
         summary = trainer.fit()
@@ -111,7 +112,8 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
     for table in (before, now):  # where and how chattily a stage ran changes nothing about what it is
         for key in ("device", "compile", "log_every"):
             table.get("train", {}).pop(key, None)
-    keys = ("train", "parts", "model", "init", "data", "tokenizer")
+        table.get("smart", {}).pop("micro_batch", None)
+    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

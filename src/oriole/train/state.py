@@ -104,7 +104,7 @@ class Saver:
         self.device, self.fingerprint, self.keep = device, fingerprint, keep
         self._setting = {"dtype": dtype, "torch": torch.__version__}
         self._writing = Background("oriole-saving")
-        self._saved_at = -1
+        self._saved = (-1, -1)
 
     def __enter__(self) -> Self:
         return self
@@ -121,13 +121,13 @@ class Saver:
             say(str(own), "yellow")  # the error on its way out is the first one
 
     def save(self) -> None:
-        """Begin a checkpoint of this step unless there is one.
+        """Begin a checkpoint of this step unless there is one that knows the same evaluations.
 
         Raises `ResourceError` when the disk was full at the checkpoint before.
         """
         self.wait()
-        step = self.progress.step
-        if self._saved_at == step:
+        step, evaluated_at = self.progress.step, self.progress.evaluated_at
+        if self._saved == (step, evaluated_at):
             return
         plain_rng, rng = checkpoint.rng_state(self.device)
         state = self.progress.state_dict() | {name: one.state_dict() for name, one in self.stateful.items()}
@@ -139,7 +139,7 @@ class Saver:
 
         def write() -> None:
             checkpoint.save(self.folder, step, copy, state, self.keep)
-            self._saved_at = step
+            self._saved = (step, evaluated_at)
 
         self._writing.start(write)
 
@@ -181,8 +181,24 @@ class Saver:
 
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Put everything but the clocks into the state of a checkpoint, after checking that it belongs to this run."""
-        _check_fingerprint(found, self.fingerprint)
+        self._load_tensors(found)
         state = found.state
+        for name, one in self.stateful.items():
+            one.load_state_dict(state[name])
+        checkpoint.restore_rng(state["rng"], found.tensors["rng"], self.device)
+        self.progress.load_state_dict(state)
+        if found.path.resolve().parent == self.folder.resolve():
+            self._saved = (found.step, self.progress.evaluated_at)
+
+    def go_back(self, found: checkpoint.Checkpoint) -> None:
+        """Weights, optimizer and progress of a checkpoint; all else, data and clocks among it, goes on from here."""
+        self._load_tensors(found)
+        self.progress.load_state_dict(found.state)
+        self._saved = (-1, -1)
+
+    def _load_tensors(self, found: checkpoint.Checkpoint) -> None:
+        """Model and optimizer."""
+        _check_fingerprint(found, self.fingerprint)
         try:
             self.model.load_state_dict(found.tensors["model"])
         except RuntimeError as error:
@@ -192,12 +208,6 @@ class Saver:
                 "give the model the old shape or start afresh with train.resume=no"
             ) from error
         self.optimizer.load(found.tensors["optimizer"])
-        for name, one in self.stateful.items():
-            one.load_state_dict(state[name])
-        checkpoint.restore_rng(state["rng"], found.tensors["rng"], self.device)
-        self.progress.load_state_dict(state)
-        if found.path.resolve().parent == self.folder.resolve():
-            self._saved_at = found.step
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -1,0 +1,189 @@
+"""How many rows go through the model at once: chosen by the free memory, and halved when that was too many.
+
+A step's batch is what the recipe says, whatever fits: a loss is a sum over rows, so that the gradients of the pieces
+add up to the same gradient.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oriole.model.config import ModelConfig
+from oriole.train.batch import Batch
+from oriole.train.smart import Decision
+
+__all__ = ["MicroBatches", "free_memory", "rows_that_fit"]
+
+MARGIN = 0.8
+"""The share of the free memory that is planned with: the rest is for what an estimate forgets, and fragmentation."""
+
+
+class MicroBatches:
+    """The rows of one forward pass; None: as the data come."""
+
+    def __init__(self) -> None:
+        self.rows: int | None = None
+
+    def split(self, micro: Sequence[Batch]) -> list[Batch]:
+        """The batches of a step as pieces of `rows` rows, in the same order."""
+        if self.rows is None or all(len(batch.tokens) == self.rows for batch in micro):
+            return list(micro)
+        whole = _joined(micro)
+        return [_rows(whole, start, start + self.rows) for start in range(0, len(whole.tokens), self.rows)]
+
+    def choose(self, micro: Sequence[Batch], shape: ModelConfig, device: torch.device, width: int) -> Decision | None:
+        """Take as many rows as the free memory holds, `width` bytes a number; None where it is not known.
+
+        A GPU gains by larger pieces, so that micro-batches of the recipe are joined there; a CPU does not.
+        """
+        free = free_memory(device)
+        if free is None:
+            return None
+        total, length = sum(len(b.tokens) for b in micro), micro[0].tokens.shape[1]
+        most = total if device.type == "cuda" else len(micro[0].tokens)
+        self.rows = rows_that_fit(shape, total, most, length, free, width)
+        needed = sum(_step_memory(shape, self.rows, length, width))
+        why = f"{_gb(free)} are free, and {self.rows} rows of {length} tokens take about {_gb(needed)}"
+        if needed > MARGIN * free:
+            why += ", which may not fit (a smaller model or train.length would)"
+        numbers = {"rows": self.rows, "free_bytes": free, "needed_bytes": needed}
+        return Decision("micro_batch", f"{why}: {_pieces(total, self.rows)}", numbers)
+
+    def back_off(self, micro: Sequence[Batch]) -> Decision | None:
+        """Halve the rows, or what comes next below that divides the batch; None when it was a single one."""
+        total = sum(len(b.tokens) for b in micro)
+        rows = self.rows or max(len(b.tokens) for b in micro)
+        if rows == 1:
+            return None
+        self.rows = _divisor(total, rows // 2)
+        why = f"{rows} rows at a time are too many for the memory: {_pieces(total, self.rows)}"
+        return Decision("back_off", why, {"rows": self.rows, "rows_before": rows})
+
+    def state_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the same pieces: sums of other pieces would be rounded differently."""
+        self.rows = state["rows"]
+
+
+def rows_that_fit(shape: ModelConfig, total: int, most: int, length: int, free: int, width: int) -> int:
+    """The largest divisor of `total` up to `most` whose step fits in MARGIN of `free` bytes; 1 where none does.
+
+    Only what is still to come counts: the weights are there already.
+    """
+    for rows in range(min(most, total), 1, -1):
+        if total % rows == 0 and sum(_step_memory(shape, rows, length, width)) <= MARGIN * free:
+            return rows
+    return 1
+
+
+def _step_memory(shape: ModelConfig, rows: int, length: int, width: int) -> tuple[int, int]:
+    """Bytes that a step adds to the weights: gradients and the optimizer's state, and what depends on the rows."""
+    parts = shape.training_memory(rows, length, width)
+    fixed = parts["gradients"] + parts["optimizer"]
+    return fixed, sum(parts.values()) - fixed - parts["weights"]
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.3g} GB"
+
+
+def _divisor(total: int, most: int) -> int:
+    return next(rows for rows in range(max(1, most), 0, -1) if total % rows == 0)
+
+
+def _pieces(total: int, rows: int) -> str:
+    return f"a step's {total} rows go through in {total // rows} x {rows}"
+
+
+def _joined(micro: Sequence[Batch]) -> Batch:
+    parts = {f.name: torch.cat([getattr(b, f.name) for b in micro]) for f in fields(micro[0])}
+    return replace(micro[0], **parts)
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return replace(batch, **{f.name: getattr(batch, f.name)[start:stop] for f in fields(batch)})
+
+
+# --- free memory -----------------------------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still take on the device, None where nobody says.
+
+    On a GPU what the driver has left and what torch's allocator holds without using it; on a CPU the least of what the
+    kernel calls available, what the control group (a container's limit) leaves, and the limit on addresses (ulimit -v).
+    """
+    match device.type:
+        case "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        case "cpu":
+            known = [n for n in (_available(), _cgroup_left(), _addresses_left()) if n is not None]
+            return max(0, min(known)) if known else None
+        case _:
+            return None
+
+
+def _available() -> int | None:
+    """MemAvailable of /proc/meminfo."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_left(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int | None:
+    """What is left to this process's control group and to those above it; file caches count as free.
+
+    None without a limit (version 2 says "max" then, which is no number; version 1 a number beyond any memory).
+    """
+    left = []
+    for folder, limit, used in _cgroup_folders(root, groups):
+        with contextlib.suppress(OSError, ValueError):
+            most = int((folder / limit).read_text(encoding="ascii"))
+            lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            caches = dict(line.split(maxsplit=1) for line in lines)
+            reclaimable = int(caches.get("total_inactive_file", caches.get("inactive_file", 0)))
+            left.append(most - int((folder / used).read_text(encoding="ascii")) + reclaimable)
+    return min(left, default=None)
+
+
+def _cgroup_folders(root: Path, groups: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folder and names of the files with limit and use, from the process's own group up to the root."""
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            top, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(top):
+                yield folder, limit, used
+
+
+def _addresses_left() -> int | None:
+    """What RLIMIT_AS leaves of the address space."""
+    with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
+        import resource  # not on Windows
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            return soft - pages * os.sysconf("SC_PAGE_SIZE")
+    return None
