@@ -68,6 +68,42 @@ def test_train(data: Path, tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "seed").fingerprint() != tokenizer.fingerprint()
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def talk(user: str, assistant: str, **more: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant, **more}]
+
+
+def test_chats_and_pairs_are_text_to_learn_from_and_to_measure(data: Path, tmp_path: Path) -> None:
+    asked = [talk(f"谁在唱歌？{i}", "willowsong 黄鹂。", reasoning_content="thoughtful") for i in range(60)]
+    system = {"role": "system", "content": "bespectacled"}
+    write(data / "chat.jsonl", [{"conversations": [system, *messages]} for messages in asked])
+    write(data / "pairs.jsonl", [{"prompt": f"{i}?", "chosen": "marvellous", "rejected": "abysmal"} for i in range(60)])
+    write(data / "marks.jsonl", [{"completion": "zigzagging", "prompt": f"{i}?", "label": True} for i in range(60)])
+    write(
+        data / "rendered.jsonl",
+        [{"text": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"}] * 90,
+    )
+    out = tmp_path / "new"
+    ok("train", data, f"out={out}", "vocab_size=470")
+    tok = Tokenizer.load(out)
+    for word in ("willowsong", "thoughtful", "bespectacled", "marvellous", "abysmal", "zigzagging"):
+        assert len(tok.encode(word)) <= 2, word
+    assert len(tok.encode("im_start")) > 2, "role marks are no text to learn"
+    made = json.loads(ok("report", out, data, "--json"))
+    docs = {row["source"]: row["docs"] for row in made["sources"]}
+    assert (docs["chat"], docs["pairs"], docs["marks"], docs["rendered"], docs["zh-0"]) == (60, 60, 60, 90, 40)
+
+    chats = data / "chat.jsonl"
+    chats.write_text('{"conversations": 3}\n' + chats.read_text("utf-8"), "utf-8")
+    fails(DataError, r"chat\.jsonl, line 1", "report", out, chats)
+    made = json.loads(ok("report", out, chats, data / "zh.jsonl", "skip_bad=true", "--json"))
+    assert {row["source"] for row in made["sources"]} == {"zh-0", "zh-1"}
+
+
 def test_train_characters(data: Path, tmp_path: Path) -> None:
     result = run("train", data, f"out={tmp_path / 'new'}", "kind=char")
     assert result.exit_code == 0 and "a model for it needs vocab_size=" in result.stderr

@@ -33,11 +33,12 @@ _VISIBLE = str.maketrans({" ": "·", "\t": "⇥", "\n": "⏎", "\r": "␍", "\0"
 
 @app.command(epilog="Example: oriole tokenizer train DATA/*.jsonl.xz out=tokenizer vocab_size=16384")
 def train(words: Inputs, as_json: Json = False) -> None:
-    """Learn a vocabulary from running text, in memory that does not grow with it; kind=char for single characters."""
+    """Learn a vocabulary from text and chats, in memory that does not grow with them; kind=char: single characters."""
     from oriole.config import parse_overrides, validate
     from oriole.log import human, say
     from oriole.text.clean import language
-    from oriole.text.formats import Skipped, expand, read_docs
+    from oriole.text.formats import Skipped, expand
+    from oriole.text.kinds import read_texts
     from oriole.text.tokenizer import TrainConfig, train_tokenizer
 
     paths, settings = _split(words)
@@ -48,7 +49,7 @@ def train(words: Inputs, as_json: Json = False) -> None:
         )
     skipped = Skipped() if config.skip_bad else None
     start = time.perf_counter()
-    docs = read_docs(expand(paths), skip_bad=skipped)
+    docs = read_texts(expand(paths), skipped)
     texts: Iterator[tuple[str, str]] = ((doc.lang or language(doc.text), doc.text) for doc in docs)
     texts = _then_say(texts, f"learning {config.vocab_size:,} ids" if config.kind == "bpe" else "choosing characters")
     tokenizer = train_tokenizer(texts, config.vocab_size, int(config.sample_mb * 1e6), config.seed, config.kind)
@@ -178,7 +179,8 @@ def report(folder: Folder, words: Inputs, as_json: Json = False) -> None:
     from rich.console import Console
 
     from oriole.config import parse_overrides, validate
-    from oriole.text.formats import Skipped, expand, read_docs
+    from oriole.text.formats import Skipped, expand
+    from oriole.text.kinds import read_texts
     from oriole.text.tokreport import ReportConfig, load_any
     from oriole.text.tokreport import report as make
 
@@ -187,7 +189,7 @@ def report(folder: Folder, words: Inputs, as_json: Json = False) -> None:
     tokenizer = _load(folder)
     peers = {peer: load_any(Path(peer)) for peer in config.peer}
     skipped = Skipped() if config.skip_bad else None
-    made = make(tokenizer, read_docs(expand(paths), skip_bad=skipped), peers)
+    made = make(tokenizer, read_texts(expand(paths), skipped), peers)
     _tell_skipped(skipped)
     if as_json:
         print(json.dumps(made, ensure_ascii=False))

@@ -11,7 +11,7 @@ from oriole.text.template import Chat, Message, Preference, message_dict, render
 from oriole.text.tokenizer import Tokenizer
 from oriole.text.validate import faults
 
-__all__ = ["Figures", "chat_row", "flat", "preference_row"]
+__all__ = ["Figures", "chat_row", "flat", "preference_row", "spoken"]
 
 CHARS_PER_TOKEN = {"zh": 1.5, "en": 4.0}
 """What a vocabulary of 16,384 reaches, for estimates."""
@@ -40,6 +40,11 @@ def flat(messages: Iterable[Message]) -> str:
     Without system messages, which many rows share.
     """
     return "\n\n".join(_said(message) for message in messages if message.role != "system")
+
+
+def spoken(messages: Iterable[Message]) -> str:
+    """All that the messages say, system's among it, a line after another: what a tokenizer meets of them."""
+    return "\n".join(filter(None, map(_said, messages)))
 
 
 def _said(message: Message) -> str:
