@@ -101,7 +101,7 @@ def test_a_finished_run_has_its_figures_and_pictures(tmp_path: Path) -> None:
     )
     # 10 windows of 2 s each, a tenth of it waiting; two evaluations of 3 s; the rest of the 30 s
     assert stage["times"] == {
-        "training": 18.0, "waiting for data": 2.0, "evaluations": 6.0, "starting, saving and the rest": 4.0,
+        "training": 18.0, "waiting for data": 2.0, "evaluations": 6.0, "starting and the rest": 4.0,
     }  # fmt: skip
     page = read(run)
     assert page.titles() == ["Loss", "Bits per byte", "Learning rate", "Gradient norm", "Speed", "Data wait"]  # no MFU

@@ -485,5 +485,5 @@ def test_the_metrics_file_is_json_line_by_line(tmp_path: Path) -> None:
     trainer(tmp_path, more={"metrics": metrics, "evaluate": noisy_evaluation}).fit()
     metrics.close()
     events = [json.loads(line)["event"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert events == ["start", "eval", "step", "step", "step", "eval"]
+    assert events == ["start", "eval", "step", "step", "step", "eval", "save"]
     assert isinstance(trainer(tmp_path).metrics, Records)

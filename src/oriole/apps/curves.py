@@ -180,7 +180,7 @@ class StageLog:
         whole = number(self.last("done").get("seconds"))
         if math.isfinite(whole):
             beside = stepping + parts["evaluations"] + parts["checkpoints"]
-            parts["starting, saving and the rest"] = max(0.0, whole - beside)
+            parts["starting and the rest"] = max(0.0, whole - beside)
         return {"training": training} | {what: seconds for what, seconds in parts.items() if seconds > 0}
 
     def _windows(self) -> list[tuple[float, float, float]]:

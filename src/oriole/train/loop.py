@@ -391,8 +391,11 @@ class Trainer:
         return _due(self.now.step, self.config.checkpoint_every) or (self._keep_best > 0 and self.now.score is not None)
 
     def _save(self) -> None:
+        start = time.monotonic()
         with self.now.stepping.paused():
             self.saver.save()
+        # Only the time training stood still: the file itself is written beside it.
+        self.metrics.write({"event": "save", "step": self.now.step, "seconds": round(time.monotonic() - start, 3)})
 
     def _stop_if_asked(self) -> None:
         if self._stop.signum is not None:

@@ -157,6 +157,9 @@ class Recipe(Config):
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
     (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""
+    reference: Path | None = None
+    """A reference.json with the curves to expect (python -m bench.reference makes one); by default that of the built-in
+    recipe, where this run is the very same."""
     skip_bad: bool = False
     """Count records that cannot be read and go on, instead of stopping at the first."""
     parts: dict[str, Part]

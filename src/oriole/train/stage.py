@@ -18,14 +18,14 @@ import torch
 import oriole
 from oriole.config import read_toml, to_toml
 from oriole.errors import ConfigError, ModelError
-from oriole.log import Metrics, human, say
+from oriole.log import Metrics, Sink, human, say
 from oriole.model.config import ModelConfig, preset
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
 from oriole.text.mixture import Mixture
 from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import track
+from oriole.train import reference, track
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
 from oriole.train.loop import TrainConfig, Trainer
@@ -58,6 +58,7 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
     model = _model(recipe, tokenizer, init)
     steps = _steps(recipe, train)
     _write_identity(recipe, tokenizer, train)
+    also += _expected(recipe, model.config, tokenizer, train, val)
     _describe(recipe, model.config, train, steps)
 
     stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
@@ -149,6 +150,25 @@ def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shard
             "data": {name: shards.fingerprint for name, shards in train.items()},
         },
     )
+
+
+def _expected(
+    recipe: Recipe,
+    shape: ModelConfig,
+    tokenizer: Tokenizer,
+    train: dict[str, Shards | View],
+    val: dict[str, Shards | View],
+) -> list[Sink]:
+    """What this run is (identity.json), and who compares it with what is known of such runs (reference.json)."""
+    data = ({name: shards.fingerprint for name, shards in parts.items()} for parts in (train, val))
+    identity = reference.identity(recipe, shape, tokenizer.fingerprint(), *data)
+    write_json(recipe.folder / "identity.json", {"schema": 1, "identity": identity})
+    known = reference.find(recipe, identity)
+    if known is None:
+        (recipe.folder / "reference.json").unlink(missing_ok=True)
+        return []
+    write_json(recipe.folder / "reference.json", {"schema": reference.SCHEMA, **known.model_dump(mode="json")})
+    return [reference.Watch(known)]
 
 
 def commit() -> str:

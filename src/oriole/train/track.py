@@ -52,7 +52,7 @@ def _numbers(table: Mapping[str, Any], prefix: str) -> dict[str, float]:
 def texts(record: Mapping[str, Any]) -> dict[str, str]:
     """What a record says in words, as Markdown that shows it verbatim: its samples, or the whole of a rare event."""
     match record.get("event"):
-        case "step":
+        case "step" | "save":
             return {}
         case "eval":
             return {f"samples/{s['prompt']}": _verbatim(s["prompt"] + s["text"]) for s in record.get("samples", ())}
