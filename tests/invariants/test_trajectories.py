@@ -25,7 +25,7 @@ class Rows:
     def __next__(self) -> Batch:
         rows = slice(self.at, self.at + self.size)
         self.at += self.size
-        return Batch(*(getattr(self.batch, f.name)[rows] for f in fields(Batch)))
+        return Batch(*(getattr(self.batch, f.name)[rows] for f in fields(Batch) if f.name != "rows"))
 
     def state_dict(self) -> dict[str, Any]:
         return {"at": self.at}

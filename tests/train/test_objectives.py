@@ -40,7 +40,7 @@ def test_the_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         rows.append(len(x))
         return objectives.cross_entropy_chunk(x, w, y)
 
-    cross_entropy(*inputs(50), spy)
+    cross_entropy(*inputs(50), chunk=spy)
     assert rows == [16, 16, 16, 16]
 
 

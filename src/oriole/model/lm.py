@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.errors import ModelError
-from oriole.model.attention import Backend, document_mask
+from oriole.model.attention import Backend, document_bias, document_mask
 from oriole.model.config import ModelConfig
-from oriole.model.layers import Block, RMSNorm, rope_table
+from oriole.model.layers import Block, RMSNorm, rope_table, rotary_rows
 
 __all__ = ["LM", "Cache", "Head", "Out"]
 
@@ -144,8 +144,10 @@ class LM(nn.Module):
         `ModelError` when the tokens fit neither the model's context nor the cache.
         """
         b, t = tokens.shape
+        backend = self.backend or _fastest(tokens.device.type, t)
         if cache is None:
-            mask = None if doc is None else document_mask(doc)
+            of_documents = document_bias if backend == "grouped" else document_mask
+            mask = None if doc is None else of_documents(doc)
             columns = None
             if pos is None:
                 self._check_context(t)
@@ -155,9 +157,8 @@ class LM(nn.Module):
             added = [t] * b if doc is None else _added(doc)
             pos = columns if pos is None else pos
         if pos is not None:
-            cos, sin = self.cos[pos][:, :, None], self.sin[pos][:, :, None]
+            cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
 
-        backend = self.backend or _fastest(tokens.device.type, t)
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
             # Only the columns in use are read: decoding costs what the longest row holds, not what was allocated.

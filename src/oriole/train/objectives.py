@@ -48,19 +48,21 @@ class LMObjective:
 
     def __call__(self, model: LM, batch: Batch) -> Loss:
         out = model(batch.tokens, batch.doc, batch.pos)
-        rows = (batch.targets != IGNORE).flatten().nonzero().squeeze(-1)  # (N,): rows without a target cost nothing
-        h, targets = out.h.flatten(0, 1)[rows], batch.targets.flatten()[rows]
         weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
-        return Loss(cross_entropy(h, weight, targets, self._chunk) + out.aux * len(rows), {})
+        loss = cross_entropy(out.h.flatten(0, 1), weight, batch.targets.flatten(), batch.rows, self._chunk)
+        return Loss(loss + out.aux * len(batch.rows), {})
 
 
-def cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFunction | None = None) -> Tensor:
+def cross_entropy(
+    h: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None = None, chunk: ChunkFunction | None = None
+) -> Tensor:
     """Sum of -log softmax(h W^T)[target] over h (N, D), W (V, D), targets (N,); 0-dim fp32 (fp64 for fp64 inputs).
 
-    The logits never exist for more than CHUNK rows: their gradient is formed in the forward pass, where they are at
-    hand, and only scaled in the backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
+    With `rows` (n,) int64, each at most once, only over those rows: the others cost nothing. The logits never exist for
+    more than CHUNK rows: their gradient is formed in the forward pass, where they are at hand, and only scaled in the
+    backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
     """
-    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
+    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, rows, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -78,25 +80,31 @@ def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, chunk: ChunkFunction) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, chunk: ChunkFunction
+    ) -> Tensor:
         kind = h.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
         w = weight.detach().to(low)
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
-        grad_h, grad_w = torch.empty_like(h), torch.zeros_like(weight)
+        count = len(targets) if rows is None else len(rows)
+        grad_h, grad_w = torch.zeros_like(h), torch.zeros_like(weight)
         with torch.autocast(kind, enabled=False):
-            for start in range(0, len(targets), CHUNK):
-                x, y = h.detach()[start : start + CHUNK].to(low), targets[start : start + CHUNK]
-                n = len(y)
-                x, y = F.pad(x, (0, 0, 0, CHUNK - n)), F.pad(y, (0, CHUNK - n), value=IGNORE)
+            for start in range(0, count, CHUNK):
+                end = min(start + CHUNK, count)
+                at = slice(start, end) if rows is None else rows[start:end]
+                missing = CHUNK - (end - start)
+                x, y = h.detach()[at].to(low), targets[at]
+                if missing:
+                    x, y = F.pad(x, (0, 0, 0, missing)), F.pad(y, (0, missing), value=IGNORE)
                 loss, grad_x, grad_part = chunk(x, w, y)
                 total += loss
-                grad_h[start : start + n] = grad_x[:n]
+                grad_h[at] = grad_x[: end - start].to(h.dtype)
                 grad_w += grad_part
         ctx.save_for_backward(grad_h, grad_w)
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_h, grad_w = ctx.saved_tensors
-        return grad_h * upstream.to(grad_h.dtype), grad_w * upstream.to(grad_w.dtype), None, None
+        return grad_h * upstream.to(grad_h.dtype), grad_w * upstream.to(grad_w.dtype), None, None, None
