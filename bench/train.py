@@ -7,9 +7,11 @@ The peer is transformers' Qwen3ForCausalLM of the same shape on the same tokens 
 and without torch.compile; the two run in turn, pair by pair.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,6 +23,7 @@ from oriole.model.lm import LM
 from oriole.train.batch import Batch
 from oriole.train.device import choose_device, choose_dtype
 from oriole.train.objectives import LMObjective
+from oriole.train.optim import OptimConfig, Optimizer
 
 DEFAULTS = {
     "preset": "demo", "batch": 16, "seq": 256, "steps": 7, "compile": True, "peer": "", "device": "auto", "json": "",
@@ -36,7 +39,10 @@ def main() -> None:
     dtype, _ = choose_dtype(device, "auto")
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (batch, length + 1), device=device)
-    runs = {"oriole": _oriole(shape, tokens, device, dtype, bool(chosen["compile"]))}
+    ours = _oriole(shape, tokens, device, dtype, bool(chosen["compile"]))
+    ours(), ours()
+    memory = _peak_memory(ours, device)
+    runs = {"oriole": ours}
     if chosen["peer"] == "hf":
         runs["hf compiled"] = _hf(shape, tokens, device, dtype, True)
         runs["hf eager"] = _hf(shape, tokens, device, dtype, False)
@@ -58,6 +64,8 @@ def main() -> None:
         "seconds": seconds,
         "tokens_per_second": rate,
         "mfu": rate * flops / peak,
+        "mfu_ceiling": flops * batch * length / _products(shape, batch, length, device, dtype, peak) / peak,
+        "peak_memory_bytes": memory,
         "matmul_peak_flops": peak,
         "flops_per_token": flops,
         "dtype": str(dtype),
@@ -84,6 +92,9 @@ def main() -> None:
                 f"{key}: {r['median']:.2f} (quartiles {r['low']:.2f} … {r['high']:.2f}; above 1: Oriole faster)"
             )
     console.print(
+        f"ceiling of the step's matrix products: MFU {result['mfu_ceiling']:.1%}; peak memory {memory / 1e9:.2f} GB"
+    )
+    console.print(
         f"MFU = tokens/s x {flops:.3g} FLOP/token / {peak / 1e12:.2f} TFLOP/s (4096³ matrix product, this run)"
     )
 
@@ -106,7 +117,15 @@ def _oriole(
     def loss() -> torch.Tensor:
         return objective(call, batch).sum / objective.weight(batch)
 
-    return _step(model, loss, device, dtype)
+    optimizer = Optimizer(model, OptimConfig(), 1_000_000)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step(1, value.detach())
+
+    return step
 
 
 def _hf(
@@ -151,17 +170,56 @@ def _step(
     return step
 
 
-def _peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of three 4096³ matrix products."""
-    a = torch.randn(4096, 4096, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(3):
+def _peak_memory(step: Callable[[], None], device: torch.device) -> int:
+    """Bytes at the highest moment of two steps; 0 where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step(), step()
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        step(), step()
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except OSError:
+        return 0
+
+
+def _products(
+    shape: ModelConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype, peak: float
+) -> float:
+    """Seconds of all matrix products of a step, forward and backward, each timed alone; attention's at the peak."""
+    rows = batch * length
+    heads = shape.num_heads + 2 * shape.num_kv_heads
+    layer = [
+        (shape.dim, heads * shape.head_dim), (shape.num_heads * shape.head_dim, shape.dim),
+        (shape.dim, 2 * shape.ffn_dim), (shape.ffn_dim, shape.dim),
+    ]  # fmt: skip
+    seconds = 0.0
+    for count, (inner, outer) in [*((shape.num_layers, m) for m in layer), (1, (shape.dim, shape.vocab_size))]:
+        x = torch.randn(rows, inner, device=device, dtype=dtype)
+        w = torch.randn(outer, inner, device=device, dtype=dtype)
+        g = torch.randn(rows, outer, device=device, dtype=dtype)
+        seconds += count * sum(_best(a, b, device) for a, b in ((x, w.T), (g, w), (g.T, x)))
+    attention = rows * (shape.flops_per_token(length) - shape.flops_per_token(0))
+    return seconds + attention / peak
+
+
+def _best(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
+    best = math.inf
+    for _ in range(4):
         start = time.perf_counter()
-        a @ a
+        a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 2 * 4096**3 / (time.perf_counter() - start))
+        best = min(best, time.perf_counter() - start)
     return best
+
+
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of four 4096³ matrix products."""
+    a = torch.randn(4096, 4096, device=device, dtype=dtype)
+    return 2 * 4096**3 / _best(a, a, device)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,14 @@ def test_one_times_eight_follows_eight_times_one(tmp_path: Path) -> None:
     assert one[-1] < one[0] - 0.1
 
 
+def test_activations_computed_again_follow_kept_ones(tmp_path: Path) -> None:
+    kept = losses(tmp_path / "a", steps=6, lm=model(dropout=0.1))
+    lm = model(dropout=0.1)
+    lm.recompute = True
+    again = losses(tmp_path / "b", steps=6, lm=lm)
+    assert again == kept
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")

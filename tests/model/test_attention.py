@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from oriole.model.attention import Backend, attend, document_mask
+from oriole.model import attention
+from oriole.model.attention import Backend, attend, document_mask, mask_for
 
 FAST: list[Backend] = ["sdpa", "grouped"]
 
@@ -48,6 +49,38 @@ def test_long_rows_in_blocks_equal_eager(backend: Backend, t: int, s: int) -> No
             results[-1].append(attend(q, k, v, None, backend=which).detach())
     for reference, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("backend", ["sdpa", "grouped", "flex"])
+@pytest.mark.parametrize("t", [200, 300])
+def test_documents_in_the_form_of_each_backend(backend: Backend, t: int) -> None:
+    doc = torch.stack([torch.arange(t) // 90, torch.where(torch.arange(t) < t - 30, 0, -1)]).int()
+    results = []
+    for which in ("eager", backend):
+        inputs = qkv(t=t)
+        if backend == "flex":  # PyTorch has its backward pass for GPUs only
+            inputs = [x.detach() for x in inputs]
+        y = attend(*inputs, mask_for(doc, which), backend=which)
+        results.append([y.detach()])
+        if backend != "flex":
+            results[-1] += torch.autograd.grad((y * torch.arange(y.numel()).view_as(y).cos()).sum(), inputs)
+    for reference, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, reference, atol=2e-5, rtol=1e-4)
+
+
+def test_weights_computed_again_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    doc = (torch.arange(300) // 70)[None].expand(2, 300)
+    results = []
+    for kept in (1024, 100):
+        monkeypatch.setattr(attention, "KEPT", kept)
+        inputs = qkv(t=300)
+        y = attend(*inputs, mask_for(doc, "grouped"), backend="grouped")
+        saved = sum(t.numel() for t in y.grad_fn.saved_tensors)
+        results.append((saved, torch.autograd.grad(y.square().sum(), inputs)))
+    assert results[1][0] < results[0][0] / 2
+    for first, again in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("backend", ["eager", *FAST])

@@ -359,7 +359,8 @@ print(digest(made.model))
 def process(folder: Path, hold_at: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", IN_A_PROCESS, str(folder), str(hold_at)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])]), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,25 +9,35 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-__all__ = ["Backend", "attend", "document_bias", "document_mask"]
+__all__ = ["Backend", "Mask", "attend", "document_bias", "document_mask", "mask_for"]
 
-Backend = Literal["eager", "sdpa", "grouped"]
-"""eager: the fp32 reference. sdpa: PyTorch's fused kernels. grouped: two plain matrix products in the compute dtype,
-without repeating the key heads; the faster one for short rows on a CPU."""
+Mask = Tensor | BlockMask
+
+Backend = Literal["eager", "sdpa", "grouped", "flex"]
+"""eager: the fp32 reference. sdpa: PyTorch's fused kernels. grouped: plain matrix products in the compute dtype,
+without repeating the key heads; on a CPU three times as fast as sdpa. flex: FlexAttention (Dong et al. 2024), which
+skips the blocks that no document fills; fast only when compiled for a GPU."""
 
 
-BLOCK, BLOCKED_FROM = 64, 256
-"""grouped: queries in a block, and the length from which blocks pay (at 128 they cost what they save)."""
+BLOCK, BLOCKS, BLOCKED_FROM = 64, 8, 256
+"""grouped: least queries in a block, most blocks in a row, and the length from which they pay (at 128 they cost what
+they save)."""
+KEPT = 1024
+"""grouped: the longest rows whose attention weights are kept for the backward pass; of longer ones they are computed
+again, since they would be most of a step's memory."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, backend: Backend) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, *, backend: Backend) -> Tensor:
     """Attention output (B, H, T, hd) of q (B, H, T, hd) over k, v (B, Hkv, S, hd).
 
     `mask` (B or 1, 1, T, S) is True where a query may look, or a float that is added to the scores; None means causal,
-    with T == S. Every query must be allowed at least one key, and none later than its own place: query t sees keys
-    0 … S - T + t at most.
+    with T == S. flex takes a `BlockMask`; `mask_for` makes what a backend wants. Every query must be allowed at least
+    one key, and none later than its own place: query t sees keys 0 … S - T + t at most.
     """
+    if isinstance(mask, BlockMask):
+        return _flex(q, k, v, mask)
     match backend:
         case "eager":
             return _eager(q, k, v, mask)
@@ -35,6 +45,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, backend: Bac
             return _sdpa(q, k, v, mask)
         case "grouped":
             return _grouped(q, k, v, mask)
+        case "flex":  # a dense mask, as with a cache, or none, is what sdpa is for
+            return _sdpa(q, k, v, mask)
+
+
+def mask_for(doc: Tensor, backend: Backend) -> Mask:
+    """The mask of documents doc (B, T) in the form that the backend reads fastest."""
+    match backend:
+        case "eager" | "sdpa":
+            return document_mask(doc)
+        case "grouped":
+            bias: Tensor = document_bias(doc)
+            return bias
+        case "flex":
+            return _block_mask(doc)
 
 
 def document_mask(doc: Tensor) -> Tensor:
@@ -67,6 +91,21 @@ def _(doc: Tensor) -> Tensor:
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     """fp32 scores (…, T, S) without what the mask forbids."""
     return scores.float().masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.float() + mask
+
+
+def _block_mask(doc: Tensor) -> BlockMask:
+    b, t = doc.shape
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (doc[row, query] == doc[row, key])
+
+    return create_block_mask(allowed, b, None, t, t, device=str(doc.device))
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    out = flex_attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1])
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _causal(length: int, device: torch.device) -> Tensor:
@@ -108,54 +147,66 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         t, s = q.shape[2], k.shape[2]
-        allowed = (_causal(t, q.device)[None, None] if mask is None else mask)[:, :, None]
-        outs, weights = [], []
+        allowed = _causal(t, q.device)[None, None] if mask is None else mask
+        outs, kept = [], []
         for start, end in _blocks(t):
-            seen = s - t + end
-            scores = _stacked(q, k, start, end) @ k[:, :, :seen].mT  # (B, Hkv, G n, seen)
-            masked = _masked(scores.unflatten(2, (-1, end - start)), allowed[..., start:end, :seen])
-            weights.append(masked.softmax(-1).to(v.dtype).flatten(2, 3))
-            outs.append((weights[-1] @ v[:, :, :seen]).unflatten(2, (-1, end - start)))
+            w = _weights(q, k, allowed, start, end)
+            outs.append(_apart(w @ v[:, :, : s - t + end], end - start))
+            if t <= KEPT:
+                kept.append(w)
         out = (outs[0] if len(outs) == 1 else torch.cat(outs, dim=3)).flatten(1, 2)
-        ctx.save_for_backward(q, k, v, out, *weights)
+        ctx.save_for_backward(q, k, v, out, allowed, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, *weights = ctx.saved_tensors
+        q, k, v, out, allowed, *kept = ctx.saved_tensors
         t, s = q.shape[2], k.shape[2]
-        delta = (grad.float() * out.float()).sum(-1, keepdim=True)  # (B, H, T, 1): softmax's own correction
+        delta = (grad.float() * out.float()).sum(-1, keepdim=True)  # (B, H, T, 1): what softmax's sum to one takes back
         grad_q = []
         grad_k: Any = 0.0
         grad_v: Any = 0.0
-        for (start, end), w in zip(_blocks(t), weights, strict=True):
+        for i, (start, end) in enumerate(_blocks(t)):
             seen = s - t + end
+            w = kept[i] if kept else _weights(q, k, allowed, start, end)
             upstream = _rows(grad, k, start, end)  # (B, Hkv, G n, hd)
             by_weight = (upstream @ v[:, :, :seen].mT).float() - _rows(delta, k, start, end)
             by_score = (w.float() * by_weight).to(q.dtype)
             by_query = (by_score @ k[:, :, :seen]) * q.shape[3] ** -0.5
-            grad_q.append(by_query.unflatten(2, (-1, end - start)))
-            grad_k = grad_k + _padded(by_score.mT @ _stacked(q, k, start, end), s)
+            grad_q.append(_apart(by_query, end - start))
+            grad_k = grad_k + _padded(by_score.mT @ (_rows(q, k, start, end) * q.shape[3] ** -0.5), s)
             grad_v = grad_v + _padded(w.mT @ upstream, s)
         by_q = (grad_q[0] if len(grad_q) == 1 else torch.cat(grad_q, dim=3)).flatten(1, 2)
         return by_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
 def _blocks(t: int) -> list[tuple[int, int]]:
-    size = t if t < BLOCKED_FROM else BLOCK
+    size = t if t < BLOCKED_FROM else max(BLOCK, -(-t // BLOCKS))
     return [(start, min(start + size, t)) for start in range(0, t, size)]
+
+
+def _weights(q: Tensor, k: Tensor, allowed: Tensor, start: int, end: int) -> Tensor:
+    """Attention weights (B, Hkv, G n, seen) of the n queries start … end - 1, in q's dtype."""
+    seen = k.shape[2] - q.shape[2] + end
+    scores = (_rows(q, k, start, end) * q.shape[3] ** -0.5) @ k[:, :, :seen].mT
+    masked = _masked(_apart(scores, end - start), allowed[:, :, None, start:end, :seen])
+    return masked.softmax(-1).to(q.dtype).flatten(2, 3)
 
 
 def _rows(x: Tensor, k: Tensor, start: int, end: int) -> Tensor:
     """Rows start … end - 1 of x (B, H, T, n), those of the heads that share a key below one another:
     (B, Hkv, G rows, n)."""
-    return x.unflatten(1, (k.shape[1], -1))[:, :, :, start:end].flatten(2, 3)
+    b, h, t, n = x.shape
+    return x.reshape(b, k.shape[1], h // k.shape[1], t, n)[:, :, :, start:end].flatten(2, 3)
 
 
-def _stacked(q: Tensor, k: Tensor, start: int, end: int) -> Tensor:
-    return _rows(q, k, start, end) * q.shape[3] ** -0.5
+def _apart(x: Tensor, rows: int) -> Tensor:
+    """(B, Hkv, G rows, n) -> (B, Hkv, G, rows, n)."""
+    b, kv, stacked, n = x.shape
+    return x.reshape(b, kv, stacked // rows, rows, n)
 
 
 def _padded(x: Tensor, length: int) -> Tensor:
     """x (B, Hkv, S', hd) in fp32 with zeros up to S."""
-    return F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 0, 0, length - x.shape[2]))
+    padded: Tensor = F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 0, 0, length - x.shape[2]))
+    return padded

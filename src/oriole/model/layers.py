@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oriole.model.attention import Backend, attend
+from oriole.model.attention import Backend, Mask, attend
 from oriole.model.config import ModelConfig
 
 __all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "rope_table", "rotary_rows", "rotate"]
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: tuple[Tensor, Tensor, Tensor] | None,
         backend: Backend,
     ) -> Tensor:
@@ -147,7 +147,7 @@ class Block(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: tuple[Tensor, Tensor, Tensor] | None,
         backend: Backend,
     ) -> Tensor:

@@ -17,6 +17,9 @@ IGNORE = -100
 """Target of a position that is not trained."""
 
 
+_UNKNOWN = torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch; every tensor but `rows` is (B, T)."""
@@ -29,20 +32,19 @@ class Batch:
     """Number of the document within its row, -1 for padding; int32."""
     pos: Tensor
     """Position within the document, for RoPE; int64."""
-    rows: Tensor = None  # type: ignore[assignment]
+    rows: Tensor = _UNKNOWN
     """Where the flattened batch has a target, (N,) int64; found when the batch is made, on the host, since asking a
     GPU for the number would wait for it."""
 
     def __post_init__(self) -> None:
-        if self.rows is None:
+        if self.rows is _UNKNOWN:
             object.__setattr__(self, "rows", (self.targets != IGNORE).flatten().nonzero().squeeze(-1))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies to a GPU go on while the host does something else."""
+        pin = torch.device(device).type == "cuda" and not self.tokens.is_cuda  # only pinned memory is not waited for
         tensors = (self.tokens, self.targets, self.doc, self.pos, self.rows)
-        if torch.device(device).type == "cuda":
-            tensors = tuple(t if t.is_cuda else t.pin_memory() for t in tensors)  # only pinned memory is not waited for
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
+        return Batch(*((t.pin_memory() if pin else t).to(device, non_blocking=True) for t in tensors))
 
 
 class Stream(Protocol):
