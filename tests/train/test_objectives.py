@@ -8,7 +8,7 @@ from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
 from oriole.train import objectives
 from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import LMObjective, cross_entropy
+from oriole.train.objectives import LMObjective, cross_entropy, token_log_probs
 
 
 def inputs(n: int, v: int = 37, d: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -30,6 +30,40 @@ def test_loss_and_gradients_equal_torch_in_fp64(monkeypatch: pytest.MonkeyPatch,
     assert float(3.5 * cross_entropy(h, w, y).detach()) == pytest.approx(float(reference.detach()), rel=1e-12)
     torch.testing.assert_close(fused[0], h.grad, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(fused[1], w.grad, atol=1e-12, rtol=1e-10)
+
+
+def test_chosen_rows_equal_those_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    h, w, y = inputs(50)
+    rows = torch.randperm(50)[:37]
+    whole = torch.autograd.grad(cross_entropy(h, w, y, rows), [h, w])
+    alone = torch.autograd.grad(cross_entropy(h[rows], w, y[rows]), [h, w])
+    torch.testing.assert_close(whole, alone, atol=1e-12, rtol=1e-10)
+    assert set(whole[0].abs().sum(1).nonzero().flatten().tolist()) == set(rows.tolist())
+
+
+@pytest.mark.parametrize("n", [1, 16, 50])
+def test_token_log_probs_and_entropy_equal_torch_in_fp64(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    h, w, y = inputs(n)
+    a, b = torch.linspace(-1, 2, n, dtype=torch.float64), torch.linspace(0.5, -1, n, dtype=torch.float64)
+    results = []
+    for fused in (True, False):
+        if fused:
+            log_probs, entropy = token_log_probs(h, w, y)
+        else:
+            every = (h @ w.T).log_softmax(-1)
+            log_probs, entropy = every.gather(-1, y[:, None]).squeeze(-1), -(every.exp() * every).sum(-1)
+        grads = torch.autograd.grad((a * log_probs + b * entropy.square()).sum(), [h, w])
+        results.append([log_probs.detach(), entropy.detach(), *grads])
+    torch.testing.assert_close(results[0], results[1], atol=1e-11, rtol=1e-9)
+
+
+def test_log_probs_sum_to_the_loss() -> None:
+    h, w, y = (t.float() if t.is_floating_point() else t for t in inputs(40))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, loss = token_log_probs(h, w, y)[0].sum().detach(), cross_entropy(h, w, y).detach()
+    assert float(-total) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_the_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from oriole.model.lm import LM
 from oriole.train.batch import IGNORE, Batch
 
-__all__ = ["LMObjective", "Loss", "cross_entropy", "cross_entropy_chunk"]
+__all__ = ["LMObjective", "Loss", "cross_entropy", "cross_entropy_chunk", "token_log_probs"]
 
 CHUNK = 1024
 """Rows whose logits exist at the same time; every chunk is padded to it, so that a compiled one never recompiles."""
@@ -108,3 +108,51 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_h, grad_w = ctx.saved_tensors
         return grad_h * upstream.to(grad_h.dtype), grad_w * upstream.to(grad_w.dtype), None, None, None
+
+
+def token_log_probs(h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax(h W^T)[target] and the entropy of that distribution, each (N,), for h (N, D), W (V, D), targets (N,).
+
+    In fp32 (fp64 for fp64 inputs), with gradients of both, for losses in which every token has a weight of its own
+    (DPO, PPO, GRPO, distillation). The logits exist for CHUNK rows at a time; the backward pass computes them again.
+    """
+    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(h, weight, targets)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        kind = h.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+        x, w = h.detach().to(low), weight.detach().to(low)
+        exact = torch.promote_types(h.dtype, torch.float32)
+        log_z = torch.empty(len(targets), dtype=exact, device=h.device)
+        log_probs, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(targets), CHUNK):
+                at = slice(start, start + CHUNK)
+                logits = (x[at] @ w.T).to(exact)
+                log_z[at] = logits.logsumexp(-1)
+                log_probs[at] = logits.gather(-1, targets[at, None]).squeeze(-1) - log_z[at]
+                probs = (logits - log_z[at, None]).exp()
+                entropy[at] = log_z[at] - (probs * logits).sum(-1)
+        ctx.save_for_backward(x, w, targets, log_z, entropy)
+        ctx.dtypes = h.dtype, weight.dtype
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, w, targets, log_z, entropy = ctx.saved_tensors
+        grad_h = torch.empty(x.shape, dtype=ctx.dtypes[0], device=x.device)
+        grad_w = torch.zeros(w.shape, dtype=ctx.dtypes[1], device=x.device)
+        for start in range(0, len(targets), CHUNK):
+            at = slice(start, start + CHUNK)
+            log_p = (x[at] @ w.T).to(log_z.dtype) - log_z[at, None]
+            # d log p[y] / d logits = one_hot - p;  d H / d logits = -p (log p + H).
+            grad = -log_p.exp() * (by_log_prob[at, None] + by_entropy[at, None] * (log_p + entropy[at, None]))
+            grad.scatter_add_(-1, targets[at, None], by_log_prob[at, None])
+            grad = grad.to(x.dtype)
+            grad_h[at] = (grad @ w).to(grad_h.dtype)
+            grad_w += grad.T @ x[at]
+        return grad_h, grad_w, None

@@ -93,6 +93,9 @@ class TrainTable(Config):
     """
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the residual branches while training."""
+    recompute: bool = False
+    """Keep only what goes in and out of a block and compute the rest again in the backward pass: about a third more
+    time for a fraction of the activations' memory."""
     seed: int = 1337
     """Seed of the weights, the data order and dropout."""
     device: str = "auto"

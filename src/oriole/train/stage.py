@@ -111,7 +111,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
         return None
     before, now = read_toml(recipe.folder / "recipe.toml"), _identity(recipe)
     for table in (before, now):  # where and how chattily a stage ran changes nothing about what it is
-        for key in ("device", "compile", "log_every"):
+        for key in ("device", "compile", "log_every", "recompute"):
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
     keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
@@ -221,6 +221,7 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
             "they belong to different models"
         )
     model.set_dropout(recipe.train.dropout)
+    model.recompute = recipe.train.recompute
     return model
 
 
