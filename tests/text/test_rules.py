@@ -63,6 +63,7 @@ PIECES = st.sampled_from(
         "privacy policy", "Please enable JavaScript", "版权所有", "转载请注明出处", "lorem ipsum", "cookie", "x" * 1001,
         "頭髮", "乾隆", "後來發現", "の", "かな", "春天来了", "我们去公园看花，听鸟唱歌", "the oriole", "word", "- ", "# ", "1. ",
         "> ", "| a | b |", "a", "中", "문", "1", "(", ")", "[", "]", "{", "}", "*", "_", "\\",
+        "（", "）", "；", "！", "：", "the ", " tag", "元素", "<div>", "<li>", " and ", "ssh ", "-p ", "q@k.view", "`ssh a@b.cn`", "\n    ",
     ]
 )  # fmt: skip
 MESSY = st.lists(st.one_of(PIECES, PIECES, st.text(max_size=3)), max_size=24).map("".join)
@@ -77,6 +78,7 @@ LANGS = st.sampled_from(["", "zh", "en", "ja"])
 @example("ａ\u0301", "zh")
 @example("[a@b.com]", "en")
 @example("a@b.com<p>", "en")
+@example("&lt;a@b.com", "")
 @example("<b></p>13800138000", "en")
 @example("privacy policy<br/>頭髮", "")
 @example("privacy policy\n\n\n\nprivacy policy\n\n\n", "en")
@@ -132,7 +134,8 @@ PROSE = st.sampled_from(
     [ENGLISH, CHINESE, CODE, MARKDOWN, LATEX, URLS, "Chess is a glass board. cats, dogs", "it's 3.14, U.S. & R&D!", "a < b > c",
      "vector<int> v; list<b> w;", "Wait... what?!", "if (a && !!b) c++;", "C:\\dir\\file", "x = a[i][j]; y[1] = 2", "- item",
      "She said: “Yes.” — and left…", "他说：“好。”——然后走了……", "《书名》、（注）；１", "古诗：\n床前明月光，\n疑是地上霜。", "#include <vector>",
-     "<path> of the $HOME", "{{ jinja }} and [[ -f x ]]", "e-mail, co-op; 50% off", "?? || ::", "---", "* * *", "a  b"]
+     "<path> of the $HOME", "{{ jinja }} and [[ -f x ]]", "e-mail, co-op; 50% off", "?? || ::", "---", "* * *", "a  b",
+     "the <p> tag and a <div> element", "use the <ul>, <ol> and <li> tags", "ssh -p 22 me@web1.firm.com", "y = q@k.view(3)"]
 )  # fmt: skip
 
 
@@ -153,6 +156,49 @@ def test_english_words_survive(words: list[str]) -> None:
     kept = run(text, "en")
     assert [w for w in kept.split() if w != "<PHONE>" and w != "<ID>"] == [w for w in words if w in kept.split()]
     assert all(w in kept.split() for w in words if not w.isdigit() and len(w) < 15)
+
+
+HAN_PIECES = st.lists(
+    st.sampled_from("春 天来了 ，柳 ；鸟 （花） ：看 ！听 Python，学 １２ x".split()), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    HAN_PIECES, st.sampled_from(["He wrote %s, and left.", "%s", "A line.\n\n%s\n\nThe end", "（%s）", '"%s" he said'])
+)
+def test_chinese_sentences_keep_their_signs_in_english_documents(pieces: list[str], around: str) -> None:
+    sentence = f"春{''.join(pieces)}天"
+    wanted = sentence.translate({0xFF11: "1", 0xFF12: "2"})
+    assert wanted in run(around % sentence, "en")
+
+
+TAG = st.sampled_from("p div span li ul table h1 br td section img b".split())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    TAG,
+    TAG,
+    st.sampled_from(
+        ["Use the <%s> tag.", "见 <%s> 标签。", "Both <%s> and </%s> tags", "with <%s>, <%s> and <hr> elements"]
+    ),
+)
+def test_tags_that_prose_speaks_of_stay(one: str, two: str, form: str) -> None:
+    text = form % ((one, two) if form.count("%s") == 2 else one)
+    assert run(text, "en") == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True),
+    st.sampled_from(["weight", "transpose(1)", "to(device)", "T", "view(2, 3)", "data[0]"]),
+    st.sampled_from(["ssh %s", "sftp -P 22 %s", "ssh -i k.pem -o X=y %s"]),
+)  # fmt: skip
+def test_products_and_logins_are_no_mail(user: str, host: str, attribute: str, command: str) -> None:
+    for text in (f"```\ny = {user}@{host}.{attribute}\n```", f"Run `{command % f'{user}@{host}.firm.com'}` now."):
+        assert run(text, "en") == text
+    assert run(f"Write to {user}@{host}.firm.com today.", "en") == "Write to <EMAIL> today."
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE, f"{ENGLISH}\n\n{CODE}\n\nThe end.", f"{CHINESE}\n\n{CODE}"])

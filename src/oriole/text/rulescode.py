@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
 
-__all__ = ["Spans", "fences", "prose", "protected", "replace", "without_code"]
+__all__ = ["Spans", "code", "fences", "inside", "prose", "protected", "replace", "without_code"]
 
 Spans = tuple[list[int], list[int]]
 """Starts and ends of pieces of a text, in order, without overlap."""
@@ -54,17 +54,25 @@ def fences(text: str) -> Spans:
     return _spans(text, _pattern(True, False, False, False, False)) if _has_fence(text) else _NONE
 
 
+def code(text: str) -> Spans:
+    """The pieces of code of `text`: fenced, indented, inline."""
+    found = (_has_fence(text), _has_indent(text), "`" in text, False, False)
+    return _spans(text, _pattern(*found)) if any(found) else _NONE
+
+
+def inside(spans: Spans, at: int) -> bool:
+    """Whether a place lies in one of the pieces."""
+    starts, ends = spans
+    n = bisect_right(starts, at) - 1
+    return n >= 0 and at < ends[n]
+
+
 def replace(pattern: re.Pattern[str], with_: Callable[[re.Match[str]], str], text: str) -> str:
     """`text` with every hit of `pattern` that does not begin in a protected piece put through `with_`."""
-    starts, ends = protected(text)
-    if not starts:
+    spans = protected(text)
+    if not spans[0]:
         return pattern.sub(with_, text)
-
-    def one(m: re.Match[str]) -> str:
-        n = bisect_right(starts, m.start()) - 1
-        return m[0] if n >= 0 and m.start() < ends[n] else with_(m)
-
-    return pattern.sub(one, text)
+    return pattern.sub(lambda m: m[0] if inside(spans, m.start()) else with_(m), text)
 
 
 def without_code(text: str) -> str:

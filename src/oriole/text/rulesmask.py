@@ -7,6 +7,9 @@ made-up values in their place); telephone and identity numbers are what Chinese 
 
 import ipaddress
 import re
+from functools import partial
+
+from oriole.text.rulescode import Spans, code, inside
 
 __all__ = ["mask_mail", "mask_numbers", "valid_id"]
 
@@ -23,6 +26,13 @@ _EXAMPLES = (
     ".test",
     ".invalid",
     ".local",
+)
+# What is surely a mail address where `a@b.c` may as well be a product of matrices: in code, and before a bracket.
+_COMMON = frozenset(
+    "com cn net org edu gov mil int info biz io ai me cc tv eu uk de fr jp kr ru us ca au tw hk sg nl ch se".split()
+)
+_LOGIN = re.compile(
+    r"(?:^|[\s`$#>;&|(])(?:ssh|sftp|mosh|autossh|sshfs|ssh-copy-id)[ \t]+(?:-\S+[ \t]+(?:[^\s@-][^\s@]*[ \t]+)?){0,8}\Z"
 )
 _PHONE = re.compile(
     r"(?<![A-Za-z0-9_.@/=#-])(?:"
@@ -44,23 +54,33 @@ _VERSION = re.compile(r"(?:version|release|build|版本|版|[vV])[ :：=]*$", re
 
 
 def mask_mail(text: str) -> str:
-    """Mail addresses become `<EMAIL>`; those of the domains kept for examples (RFC 2606) stay, as do
-    `git@host:path`."""
+    """Mail addresses become `<EMAIL>`; those of the domains kept for examples (RFC 2606) stay.
+
+    So do logins, `git@host:path` and `ssh user@host`, and in code what ends in no common top-level domain, as
+    `a@b.weight` and `a@b.to(device)` do: that is a product of matrices.
+    """
     out: list[str] = []
     at = 0
     found = text.find("@")
+    spans = code(text) if found >= 0 else ([], [])
     while found >= 0:  # only the lines with the sign are looked at
         start = text.rfind("\n", 0, found) + 1
         end = text.find("\n", found)
         end = len(text) if end < 0 else end
-        out += text[at:start], _MAIL.sub(_mail, text[start:end])
+        out += text[at:start], _MAIL.sub(partial(_mail, spans, start), text[start:end])
         at = end
         found = text.find("@", end)
     return "".join(out) + text[at:] if out else text
 
 
-def _mail(m: re.Match[str]) -> str:
-    return m[0] if m[2].lower().endswith(_EXAMPLES) or m[1] == "git" else "<EMAIL>"
+def _mail(spans: Spans, start: int, m: re.Match[str]) -> str:
+    """The mark, or the hit as it is; the line begins at `start` of the text whose code is `spans`."""
+    if m[2].lower().endswith(_EXAMPLES) or m[1] == "git":
+        return m[0]
+    doubtful = m.string[m.end() : m.end() + 1] in ("(", "[") or inside(spans, start + m.start())
+    if doubtful and m[2].rpartition(".")[2].lower() not in _COMMON:
+        return m[0]
+    return m[0] if _LOGIN.search(m.string[max(0, m.start() - 120) : m.start()]) else "<EMAIL>"
 
 
 def valid_id(number: str) -> bool:

@@ -33,11 +33,22 @@ _WHOLE = r"!--(?s:.{0,20000}?)-->|(?P<kind>script|style)\b[^>\n]{0,500}>(?s:.{0,
 _ENTITY = r"(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});"
 # It begins with a class of characters, so that the search may skip to the next of them.
 _MARKUP = re.compile(f"[<&](?:(?<=<)(?i:{_WHOLE}|{_TAG})|(?<=&)(?P<entity>{_ENTITY}))")
+_BARE = rf"</?(?i:{_BLOCK}|{_INLINE})[ ]?/?>"
+_AND = r"[ ]?(?:,|、|/|and|or|和|或|与)?[ ]?"
+_TAG_WORDS = "标签|標籤|元素|标记|標記"
+# What prose about HTML says behind the name of a tag, or before it; mail addresses are masked later and say nothing.
+_TAG_BEHIND = re.compile(
+    rf"(?:{_AND}{_BARE}){{0,8}}(?:[ ](?:tags?|elements?|attributes?)\b(?![\w.%+-]*@)|[ ]?(?:{_TAG_WORDS}))"
+)
+_TAG_BEFORE = re.compile(
+    rf"(?:(?:^|[\s(（\"“])(?:[Aa]n?|[Tt]he|tags?|elements?)[ ]|(?:{_TAG_WORDS})[ ：:]{{0,2}})(?:{_BARE}{_AND}){{0,8}}\Z"
+)
+_NEAR = 120
 _MAYBE_TAG = re.compile("<[/!a-zA-Z]")
 _MAYBE_ENTITY = re.compile("&[#a-zA-Z]")
 # An entity that would become markup, of HTML, Markdown or a wiki, stays as it is written.
 _SIGNIFICANT = frozenset("<>&[]{}'`$\\*#~|=_")
-_AFTER_LESS = re.compile(r"[/!a-zA-Z]|&#?\w+;")
+_AFTER_LESS = re.compile(r"[/!a-zA-Z<]|&#?\w+;")  # < begins the mark of a mail address, which was a letter before
 _AFTER_AMP = re.compile(r"#?\w+;")
 
 
@@ -47,7 +58,8 @@ def markup(text: str, html: bool = True, wiki: bool = True) -> str:
     HTML: comments, scripts, style sheets and the tags of text pages go, a block's tag becoming a line break and a
     cell's a blank; entities become their character, except those that would then be markup themselves (`&lt;br&gt;`
     stays, `a &lt; b` becomes `a < b`). A tag of one or few letters that is no pair on its line, as in `list<b>`, stays,
-    and so does anything whose name is not HTML's (`<path>`, `#include <vector>`).
+    and so does anything whose name is not HTML's (`<path>`, `#include <vector>`), and a tag that prose speaks of (`the
+    <p> tag`, `a <div>`, `<table>标签`).
 
     Wiki: in a document that shows at least two kinds of wiki markup, `[[target|text]]` becomes `text`, bold and italic
     marks, templates, references and tables go. `[edit]`, `[citation needed]` and their Chinese forms go anywhere.
@@ -77,11 +89,27 @@ def _html(m: re.Match[str]) -> str:
         paired = (f"<{tag}>" in line or f"<{tag} " in line) if m["close"] else f"</{tag}>" in line
         if not paired and not (tag == "p" and not m.string[start : m.start()].strip()):
             return m[0]
+    if not m["attributes"] and _spoken_of(m, tag, start):
+        return m[0]
     if tag in ("td", "th"):
         return " "
     if tag in _BLOCK_TAGS:
         return " " if m.string.startswith("|", start) else "\n"  # a line of a Markdown table stays one
     return ""
+
+
+def _spoken_of(m: re.Match[str], tag: str, start: int) -> bool:
+    """Whether the text names the tag (that of the line from `start` on) instead of using it."""
+    text: str = m.string
+    before = text[max(start, m.start() - _NEAR) : m.start()]
+    if before.rstrip(" ")[-1:] not in ("", ">") and _TAG_BEHIND.match(text, m.end(), m.end() + _NEAR):
+        return True
+    after = text[m.end() : m.end() + _NEAR].partition("\n")[0].lower()
+    word = after[:1].isalnum() and after[:1] < "\u2e80"
+    ends = not before.endswith(" ") if m["close"] else f"</{tag}" in after
+    if word or ends or tag in ("br", "hr"):
+        return False
+    return _TAG_BEFORE.search(before) is not None
 
 
 def _entity(m: re.Match[str]) -> str:
@@ -155,7 +183,12 @@ _LIGATURES = {
     "\ufb05": "st",
     "\ufb06": "st",
 }
-_EN = _SAME | _LIGATURES | {c: chr(ord(c) - 0xFEE0) for c in "，．：；！？（）＋－／"} | {"\u3000": " ", "\xa0": " "}
+_SIGNS_EN = {c: chr(ord(c) - 0xFEE0) for c in "，．：；！？（）＋－／"}
+_EN = _SAME | _LIGATURES | _SIGNS_EN | {"\u3000": " ", "\xa0": " "}
+_ASIAN = re.compile("[\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]")
+_LETTERS = re.compile(r"[^\W_]")
+_LETTERS_BACK = re.compile(r"[^\W_](?=[\W_]*\Z)")
+_PAIR = re.compile(r"（[^（）\n]{0,200}）")
 
 
 def _radicals() -> dict[str, str]:
@@ -178,9 +211,10 @@ def width(text: str, lang: str) -> str:
     """Unicode's compatibility forms that are only another width, as NFKC writes them; by language.
 
     Both: full-width letters, digits and `％` become ASCII, ligatures their letters, the no-break space a blank.
-    English: also full-width punctuation and the ideographic space. Chinese: full-width punctuation stays; an
-    ideographic space that indents a line goes, others become one blank; radicals and half-width `｡､｢｣` become the usual
-    characters.
+    English: also the ideographic space, and full-width punctuation but for what stands beside a Chinese, Japanese or
+    Korean letter (in a quotation, or a sentence of that language); brackets stay in pairs. Chinese: full-width
+    punctuation stays; an ideographic space that indents a line goes, others become one blank; radicals and half-width
+    `｡､｢｣` become the usual characters.
     The rest of NFKC is left out on purpose: it would turn x² into x2, ½ into 1⁄2, ① into 1, … into three dots.
     """
     if lang not in _TABLES or text.isascii():
@@ -191,13 +225,41 @@ def width(text: str, lang: str) -> str:
         return text
     table = _TABLES[lang]
 
+    asian = lang == "en" and _ASIAN.search(text) is not None
+
     def one(m: re.Match[str]) -> str:
         hit = m[0]
         if hit[0] == "\u3000" and lang == "zh":
             return "" if m.start() == 0 or m.string[m.start() - 1] == "\n" else " "
-        return table[hit]
+        return hit if hit in _SIGNS_EN and asian and _in_asian(m.string, m.start()) else table[hit]
 
     return replace(_WIDTHS[lang], one, text)
+
+
+def _in_asian(text: str, at: int) -> bool:
+    """Whether the letter before the sign or the one behind it is Asian; of a bracket or those of its other half."""
+    if _beside_asian(text, at):
+        return True
+    match text[at]:
+        case "（":
+            pair = _PAIR.match(text, at)
+            return pair is not None and _beside_asian(text, pair.end() - 1)
+        case "）":
+            begin = max(text.rfind(sign, max(0, at - 201), at) for sign in "（）\n")
+            return begin >= 0 and text[begin] == "（" and _beside_asian(text, begin)
+        case _:
+            return False
+
+
+def _beside_asian(text: str, at: int) -> bool:
+    before = text[max(0, at - _BESIDE) : at].rpartition("\n")[2]
+    after = text[at + 1 : at + 1 + _BESIDE].partition("\n")[0]
+    letters = (_LETTERS_BACK.search(before), _LETTERS.search(after))
+    return any(letter is not None and _ASIAN.match(letter[0]) is not None for letter in letters)
+
+
+_BESIDE = 16
+"""Characters in which the next letter is looked for."""
 
 
 # --- script ----------------------------------------------------------------------------------------------------------
