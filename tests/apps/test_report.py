@@ -153,7 +153,8 @@ def test_a_broken_run_shows_what_there_is(tmp_path: Path) -> None:
 def test_steps_done_anew_count_once(tmp_path: Path) -> None:
     first = [start(), *(step(n) for n in range(1, 9)), evaluation(8)]
     resumed = [start(5), *(step(n, 7.0) for n in range(6, 10))]
-    spike = {"event": "smart", "step": 9, "what": "rollback", "why": "the loss is 9 instead of 7 since step 8"}
+    spike = {"event": "smart", "step": 9, "what": "rollback", "why": "the loss is 9 instead of 7 since step 8", "to": 7}
+    resumed.append(evaluation(9))  # of weights that the rollback gives up
     again = [*(step(n, 6.0, skipped=int(n > 8)) for n in range(8, 11)), evaluation(10)]
     run = write(tmp_path / "run" / "pretrain", [*first, *resumed, spike, *again])
     stage = read_stage(run / "pretrain")

@@ -222,16 +222,16 @@ def _settled(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], l
     newest: dict[Any, int] = {}
     for record in records:
         step, event = record.get("step"), record.get("event")
-        if isinstance(step, int) and event in ("start", "step", "eval"):
-            # A process that starts after step s does s + 1 anew; a record of step s itself does s anew.
-            limit = step if event == "start" else step - 1
-            again = REPEATED if event == "start" else (event,)
+        back = step if event == "start" else record.get("to") if record.get("what") == "rollback" else None
+        if isinstance(step, int) and (isinstance(back, int) or event in ("step", "eval")):
+            # A process that starts after step s, or goes back to it, does s + 1 anew; a record of step s does s anew.
+            limit, again = (back, REPEATED) if isinstance(back, int) else (step - 1, (event,))
             if any(newest.get(kind, -1) > limit for kind in again):
                 late = [r.get("event") in again and r.get("step", -1) > limit for r in kept]
                 undone += [r for r, gone in zip(kept, late, strict=True) if gone]
                 kept = [r for r, gone in zip(kept, late, strict=True) if not gone]
                 newest |= dict.fromkeys(again, limit)
         if isinstance(step, int):
-            newest[event] = step
+            newest[event] = max(step, newest.get(event, -1))
         kept.append(record)
     return kept, undone
