@@ -111,13 +111,15 @@ def run(
 
 def _run(recipes: Sequence["Recipe"]) -> None:
     """Train the stages in order, each followed by its questions where the recipe names some."""
+    from oriole.train.lock import alone_in
     from oriole.train.stage import run_stage
 
-    for recipe in recipes:
-        recipe = _with_builtin_data(recipe)
-        run_stage(recipe)
-        if recipe.eval.questions:
-            _ask(recipe)
+    with alone_in(recipes[0].run):  # between the stages, too
+        for recipe in recipes:
+            recipe = _with_builtin_data(recipe)
+            run_stage(recipe)
+            if recipe.eval.questions:
+                _ask(recipe)
 
 
 def _report(run: Path, as_json: bool = False) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "best",
     "latest_valid",
     "load",
+    "peek",
     "restore_rng",
     "rng_state",
     "save",
@@ -109,12 +110,18 @@ def save(
     return target
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint without its tensors, unchecked; empty where it cannot be read."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def _score(path: Path) -> float | None:
     """What a checkpoint's state says under "score"; None where it says nothing or is damaged."""
-    try:
-        score = json.loads((path / "state.json").read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    score = peek(path).get("score")
     return score if isinstance(score, float) and math.isfinite(score) else None
 
 

@@ -27,6 +27,7 @@ from oriole.train.checkpoint import Keep
 from oriole.train.device import DTYPE_NAMES, Dtype, choose_compile, choose_device, choose_dtype
 from oriole.train.gauges import DataWait, Window
 from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
+from oriole.train.lock import alone_in
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
@@ -35,7 +36,7 @@ from oriole.train.skipped import PATIENCE, Skipped
 from oriole.train.smart import SmartConfig
 from oriole.train.state import Progress, Saver, Stateful, flat
 
-__all__ = ["Data", "Objective", "TrainConfig", "Trainer"]
+__all__ = ["Data", "Objective", "TrainConfig", "Trainer", "fingerprint_of"]
 
 
 class TrainConfig(Config):
@@ -110,6 +111,7 @@ class Trainer:
         if dist.world() > 1:
             raise ConfigError("training with several processes is not possible yet; start one process")
         self.objective, self.data, self.config, self.metrics = objective, data, config, metrics
+        self.folder = folder
         self.device = choose_device(config.device)
         self.dtype, self._why_dtype = choose_dtype(self.device, config.dtype)
         self.model = model.to(self.device)
@@ -119,7 +121,6 @@ class Trainer:
         self._mfu: Mfu | None = None
         if flops_per_token:
             self._mfu = Mfu(flops_per_token, peak_flops(self.device, self.dtype), dist.world())
-        own = {"steps": config.steps, "accumulate": config.accumulate, "seed": config.seed}
         self._compiled, self._why_compile = False, ""
         self._untried_compiler = False
         self._model_call: Any = model  # what training calls: the model, or its compiled form
@@ -137,8 +138,7 @@ class Trainer:
             {"data": data, "pilot": self.pilot},
             device=self.device,
             dtype=DTYPE_NAMES[self.dtype],
-            fingerprint=flat({"train": own | optim.model_dump(mode="json"), "smart": smart.identity()})
-            | flat(fingerprint or {}),
+            fingerprint=fingerprint_of(config, optim, smart, fingerprint or {}),
             keep=Keep(config.keep, self._keep_best, config.keep_every),
         )
         self._skipped = Skipped(folder / "skipped")
@@ -150,7 +150,7 @@ class Trainer:
 
         Raises `Interrupted` after saving when SIGINT or SIGTERM comes; a second signal acts at once.
         """
-        with self._stop.listening(), memory_errors(), self.saver:
+        with alone_in(self.folder), self._stop.listening(), memory_errors(), self.saver:
             self.now.clock.start()
             self._seed()
             if came_from := self.saver.resume(self.config.resume):
@@ -407,6 +407,14 @@ class Trainer:
                 f"{self.saver.folder}, and the same command goes on from there",
                 self._stop.signum,
             )
+
+
+def fingerprint_of(
+    config: TrainConfig, optim: OptimConfig, smart: SmartConfig, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint must share with a run for the resumed run to equal the unbroken one, by the recipe's keys."""
+    own = {"steps": config.steps, "accumulate": config.accumulate, "seed": config.seed}
+    return flat({"train": own | optim.model_dump(mode="json"), "smart": smart.identity()}) | flat(more)
 
 
 def _due(step: int, every: int) -> bool:

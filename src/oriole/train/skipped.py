@@ -87,6 +87,7 @@ class Skipped:
             field.name + (f".{i}" if len(one.micro) > 1 else ""): getattr(batch, field.name).cpu().contiguous()
             for i, batch in enumerate(one.micro)
             for field in dataclasses.fields(batch)
+            if field.name != "rows"  # follows from the targets
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ class Skipped:
 
 
 def _size(micro: Sequence[Batch]) -> int:
-    return sum(batch.tokens.numel() for batch in micro) * 28  # three int64 and one int32
+    return sum(batch.tokens.numel() for batch in micro) * 36  # four int64 and one int32
 
 
 def _text(x: float) -> float | str:

@@ -28,11 +28,13 @@ from oriole.text.tokenizer import Tokenizer
 from oriole.train import reference, track
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
-from oriole.train.loop import TrainConfig, Trainer
+from oriole.train.lock import alone_in
+from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
 from oriole.train.objectives import LMObjective
 from oriole.train.optim import OptimConfig
 from oriole.train.prepare import make_shards, make_tokenizer, weighted
 from oriole.train.recipe import Recipe
+from oriole.train.state import refuse_others
 from oriole.train.validate import bits_per_byte, continuations
 
 __all__ = ["commit", "run_stage"]
@@ -44,6 +46,11 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
     The record: `{"event": "done", "stage", "seconds", "tokens", "parameters", "device", "bpb_before": {part: x},
     "bpb": {part: x}}`; seconds are those of training and its evaluations, over all resumed pieces.
     """
+    with alone_in(recipe.run):
+        return _run(recipe)
+
+
+def _run(recipe: Recipe) -> dict[str, Any]:
     if done := _finished(recipe):
         say(f"{recipe.folder} is finished; nothing to do (train.resume=no trains it afresh)", "green")
         return done
@@ -57,6 +64,11 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
     train, val = make_shards(recipe, tokenizer)
     model = _model(recipe, tokenizer, init)
     steps = _steps(recipe, train)
+    config, optim = _train_config(recipe, steps), _optim_config(recipe)
+    fingerprint = _fingerprint(recipe, model.config, tokenizer, train)
+    # A call that is refused leaves the folder as it was.
+    whole = fingerprint_of(config, optim, recipe.smart, fingerprint)
+    refuse_others(recipe.folder / "checkpoints", config.resume, whole)
     _write_identity(recipe, tokenizer, train)
     also += _expected(recipe, model.config, tokenizer, train, val)
     _describe(recipe, model.config, train, steps)
@@ -69,12 +81,12 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
         model,
         LMObjective(),
         data,
-        _train_config(recipe, steps),
-        _optim_config(recipe),
+        config,
+        optim,
         recipe.folder,
         metrics=metrics,
         evaluate=evaluation,
-        fingerprint=_fingerprint(recipe, model.config, tokenizer, train),
+        fingerprint=fingerprint,
         flops_per_token=model.config.flops_per_token(recipe.train.length),
         smart=recipe.smart,
     )

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from oriole.errors import CheckpointError, OrioleError
 from oriole.log import say
+from oriole.model.config import ModelConfig
 from oriole.train import checkpoint
 from oriole.train.gauges import Clock
 from oriole.train.guard import Background
-from oriole.train.optim import Optimizer
+from oriole.train.optim import OptimConfig, Optimizer
 
-__all__ = ["Progress", "Saver", "Stateful", "flat"]
+__all__ = ["Progress", "Saver", "Stateful", "flat", "refuse_others"]
+
+RECIPE_KEYS = {"train.kind": "train.optimizer", "train.betas": "train.beta2"}
+"""Keys of the fingerprint that a recipe calls otherwise."""
 
 
 class Stateful(Protocol):
@@ -184,7 +188,8 @@ class Saver:
         self._load_tensors(found)
         state = found.state
         for name, one in self.stateful.items():
-            one.load_state_dict(state[name])
+            if name in state:  # an older Oriole did not have all of them; what is new begins anew
+                one.load_state_dict(state[name])
         checkpoint.restore_rng(state["rng"], found.tensors["rng"], self.device)
         self.progress.load_state_dict(state)
         if found.path.resolve().parent == self.folder.resolve():
@@ -198,7 +203,7 @@ class Saver:
 
     def _load_tensors(self, found: checkpoint.Checkpoint) -> None:
         """Model and optimizer."""
-        _check_fingerprint(found, self.fingerprint)
+        _check_fingerprint(found.path, found.state["fingerprint"], self.fingerprint)
         try:
             self.model.load_state_dict(found.tensors["model"])
         except RuntimeError as error:
@@ -214,18 +219,36 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _check_fingerprint(found: checkpoint.Checkpoint, now: Mapping[str, Any]) -> None:
-    before, absent = found.state["fingerprint"], "nothing"
+def refuse_others(folder: Path, how: str, fingerprint: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` already now where `Saver.resume(how)` will, as what it finds is another run's.
+
+    Only the newest checkpoint's state is read; one that cannot be read is left to `resume`.
+    """
+    if how == "no":
+        return
+    path = Path(how) if how != "auto" else folder / f"step-{max(checkpoint.steps(folder), default=-1)}"
+    if before := checkpoint.peek(path).get("fingerprint"):
+        _check_fingerprint(path, before, fingerprint)
+
+
+def _check_fingerprint(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    absent, meant = "nothing", _meant_before()
     differ = [
-        f"{key} was {before.get(key, absent)}, is {now.get(key, absent)}"
+        f"{RECIPE_KEYS.get(key, key)} was {before.get(key, absent)}, is {now.get(key, absent)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key, absent) != now.get(key, absent)
+        if before.get(key, meant.get(key, absent)) != now.get(key, absent)
     ]
     if differ:
         raise CheckpointError(
-            f"{found.path} belongs to another run ({'; '.join(differ[:4])}); "
+            f"{path} belongs to another run ({'; '.join(differ[:4])}); "
             "set that back, choose another folder with run=…, or start afresh with train.resume=no"
         )
+
+
+def _meant_before() -> dict[str, Any]:
+    """What a key of the fingerprint that an older Oriole did not know had meant then: its default."""
+    shape = {n: f.default for n, f in ModelConfig.model_fields.items() if not f.is_required()}
+    return flat(json.loads(json.dumps({"train": OptimConfig().model_dump(mode="json"), "model": shape}, default=str)))
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
