@@ -1,13 +1,14 @@
 """AdamW against torch's plain one, and updates that must not happen."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from oriole.errors import CheckpointError
-from oriole.train.optim import FIRST_LOSS_SCALE, OptimConfig, Optimizer, parameter_groups
+from oriole.train.optim import FIRST_LOSS_SCALE, OptimConfig, Optimizer
 from oriole.train.schedules import lr_at
 
 
@@ -34,25 +35,13 @@ def loss_of(net: nn.Module, seed: int, factor: float = 1.0) -> torch.Tensor:
     return net(x).square().sum() * factor
 
 
-# --- groups ----------------------------------------------------------------------------------------------------------
-
-
-def test_only_matrices_that_are_not_embeddings_decay() -> None:
-    net = Net()
-    decayed, plain = parameter_groups(net, 0.3)
-    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
-    assert [id(p) for p in decayed["params"]] == [id(net.hidden.weight)]
-    kept = {id(p) for p in (net.embedding.weight, net.norm.weight, net.norm.bias, net.hidden.bias)}
-    assert {id(p) for p in plain["params"]} == kept
-
-
-def test_frozen_parameters_are_in_no_group() -> None:
-    net = Net()
-    net.hidden.weight.requires_grad_(False)
-    assert [group["weight_decay"] for group in parameter_groups(net, 0.3)] == [0.0]
-
-
 # --- updates ---------------------------------------------------------------------------------------------------------
+
+
+def decay_groups(net: Net) -> list[dict[str, Any]]:
+    """The one matrix that is no embedding, decayed by 0.1, and the others."""
+    others = [p for p in net.parameters() if p is not net.hidden.weight]
+    return [{"params": [net.hidden.weight], "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e9], ids=["clipped", "unclipped"])
@@ -60,9 +49,7 @@ def test_equals_plain_adamw_with_torchs_clipping(clip: float) -> None:
     c = config(clip=clip, weight_decay=0.1, lr=0.01)
     ours, theirs = Net(), Net()
     optimizer = Optimizer(ours, c, 20)
-    plain = torch.optim.AdamW(
-        parameter_groups(theirs, 0.1), lr=0.01, betas=c.betas, eps=c.eps, fused=False, foreach=False
-    )
+    plain = torch.optim.AdamW(decay_groups(theirs), lr=0.01, betas=c.betas, eps=c.eps, fused=False, foreach=False)
     for step in range(20):
         loss = loss_of(ours, step)
         loss.backward()
@@ -80,12 +67,31 @@ def test_equals_plain_adamw_with_torchs_clipping(clip: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "elsewhere"])
+def test_adafactor_is_torchs_with_our_schedule_groups_and_clip() -> None:
+    c = config(kind="adafactor", clip=0.5, weight_decay=0.1, lr=0.01)
+    ours, theirs = Net(), Net()
+    optimizer = Optimizer(ours, c, 20)
+    plain = torch.optim.Adafactor(decay_groups(theirs), lr=0.01)
+    for step in range(20):
+        loss = loss_of(ours, step)
+        loss.backward()
+        optimizer.step(step, loss)
+        loss_of(theirs, step).backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        for group in plain.param_groups:
+            group["lr"] = lr_at(step, 20, c)
+        plain.step()
+        plain.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["fused", "elsewhere", "adafactor"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_non_finite_gradient_changes_nothing(bad: float, fused: bool) -> None:
+def test_a_non_finite_gradient_changes_nothing(bad: float, case: str) -> None:
     net = Net()
-    optimizer = Optimizer(net, config(), 10)
-    optimizer._fused_skips = fused
+    optimizer = Optimizer(net, config(kind="adafactor" if case == "adafactor" else "adamw"), 10)
+    optimizer._fused_skips = case == "fused"
     loss = loss_of(net, 0)
     loss.backward()
     optimizer.step(0, loss)
@@ -170,5 +176,9 @@ def test_state_of_another_model_is_refused_by_name() -> None:
         Optimizer(Net(), config(), 10).load(tensors | {"hidden.weight.exp_avg": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match=r"lacks hidden\.weight\.exp_avg_sq"):
         Optimizer(Net(), config(), 10).load({k: t for k, t in tensors.items() if k != "hidden.weight.exp_avg_sq"})
+    with pytest.raises(CheckpointError, match=r"has (embedding|hidden|norm)\..*exp_avg"):
+        Optimizer(Net(), config(kind="muon"), 10).load(tensors | {"hidden.weight.momentum": torch.zeros(6, 6)})
+    with pytest.raises(CheckpointError, match=r"lacks hidden\.weight\.row_var"):
+        Optimizer(Net(), config(kind="adafactor"), 10).load(tensors)
     with pytest.raises(CheckpointError, match=r"has ghost\.step"):
         Optimizer(Net(), config(), 10).load(tensors | {"ghost.step": torch.zeros(())})

@@ -1,24 +1,26 @@
 """Muon: momentum whose update is made orthogonal, for the matrices between embedding and head (Jordan et al. 2024).
 
-The update U V^T of the momentum's singular value decomposition is approximated by five Newton–Schulz steps of degree
-five, in bf16 where the hardware has it. Matrices that are fused in memory are orthogonalised part by part, as if they
-were apart, and all parts of one shape in one batched product.
+Matrices that are fused in memory are treated part by part, as if they were apart, and all parts of one shape together
+in batched products.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Muon", "orthogonalise"]
+from oriole.train.orthogonal import Method, fast_dtype, orthogonalise
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic x -> a x + b x^3 + c x^5, which lifts small singular values fastest (Jordan et al. 2024)."""
-_ROUNDS, _ROUNDS_WIDE = (1, 1, 1, 1, 1), (3, 2)
-"""Newton–Schulz steps between two looks at the matrix itself; five in all."""
+__all__ = ["Muon"]
+
 MOMENTUM = 0.95
+SECOND_MOMENT = 0.95
+"""NorMuon only: decay of the neurons' mean squares."""
+
+CPU_CHUNK, CHUNK = 2**20, 2**26
+"""Numbers in one batch of matrices: on a CPU it should stay in the cache, elsewhere it should fill the device."""
 
 
 class _Part(NamedTuple):
@@ -27,23 +29,44 @@ class _Part(NamedTuple):
     place: int
     start: int
     rows: int
+    neurons: int
+    """Where its second moments begin in the parameter's."""
 
 
 class Muon:
-    """Updates `parameters` (matrices) in place; `parts` gives the row counts of those that are fused."""
+    """Updates `parameters` (matrices) in place.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], parts: Mapping[int, Sequence[int]]) -> None:
+    `method` is how the update is made orthogonal. `normalise` is NorMuon (Li et al. 2025): the neurons of an update get
+    like sizes over time, each divided by the root of the running mean of its squares, and the whole its old norm back.
+    Neurons are the rows, but of a wide matrix the columns, for the rows of an orthogonal one have length 1 already.
+    `cautious` decays a weight only where the update, too, would bring it nearer to zero (Chen et al. 2025).
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        parts: Mapping[int, Sequence[int]],
+        *,
+        method: Method = "polar-express",
+        normalise: bool = False,
+        cautious: bool = False,
+    ) -> None:
         """`parts` maps a parameter's place in the sequence to the rows of its parts; absent: one part."""
         self.parameters = list(parameters)
+        self.method, self.normalise, self.cautious = method, normalise, cautious
         self.momentum = [torch.zeros_like(p) for p in self.parameters]
+        self.second_moment: list[Tensor] = []
+        """NorMuon only: the neurons' mean squares, one vector for each parameter."""
         self._by_shape: dict[tuple[int, int], list[_Part]] = defaultdict(list)
-        for index, parameter in enumerate(self.parameters):
-            start = 0
-            for rows in parts.get(index, (parameter.shape[0],)):
-                shape = min(rows, parameter.shape[1]), max(rows, parameter.shape[1])
-                self._by_shape[shape].append(_Part(index, start, rows))
-                start += rows
+        for place, parameter in enumerate(self.parameters):
+            start = neurons = 0
+            columns = parameter.shape[1]
+            for rows in parts.get(place, (parameter.shape[0],)):
+                self._by_shape[rows, columns].append(_Part(place, start, rows, neurons))
+                start, neurons = start + rows, neurons + max(rows, columns)
             assert start == parameter.shape[0], "the parts of a fused matrix are all of it"
+            if normalise:
+                self.second_moment.append(parameter.new_zeros(neurons))
 
     @torch.no_grad()
     def step(self, lr: float, weight_decay: float, divisor: Tensor, bad: Tensor) -> None:
@@ -51,62 +74,65 @@ class Muon:
 
         W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / columns)) U V^T, with Nesterov momentum.
         """
-        nesterov = [
-            # A parameter without gradient has one of zeros.
-            _mix(torch.zeros_like(p) if p.grad is None else p.grad, momentum, divisor, bad)
-            for p, momentum in zip(self.parameters, self.momentum, strict=True)
-        ]
-        keep, rate = (1 - lr * weight_decay * (1 - bad)), lr * (1 - bad)
-        for parts in self._by_shape.values():
-            wide = [_wide(nesterov[p.place][p.start : p.start + p.rows]) for p in parts]
-            for part, update in zip(parts, orthogonalise(torch.stack(wide)), strict=True):
-                rows = self.parameters[part.place][part.start : part.start + part.rows]
-                scale = rate * max(1.0, part.rows / rows.shape[1]) ** 0.5
-                _apply(rows, update if part.rows <= rows.shape[1] else update.mT, keep, scale)
+        good = 1 - bad
+        ahead = self._look_ahead(divisor, bad)
+        for (rows, columns), parts in self._by_shape.items():
+            stretch = max(1.0, rows / columns) ** 0.5
+            for some in _chunks(parts, rows * columns, ahead[0].device):
+                stack = torch.empty(
+                    (len(some), rows, columns), dtype=fast_dtype(ahead[0].device), device=ahead[0].device
+                )
+                torch._foreach_copy_(list(stack), [_rows(ahead, part) for part in some])
+                update = orthogonalise(stack, self.method).float()
+                if self.normalise:
+                    self._even(update, some, good)
+                weights = [_rows(self.parameters, part) for part in some]
+                if self.cautious:
+                    held = torch.stack(weights)
+                    update.addcmul_(held, (held * update).gt_(0), value=weight_decay / stretch)
+                else:
+                    torch._foreach_mul_(weights, 1 - lr * weight_decay * good)
+                torch._foreach_sub_(weights, list(update.mul_(lr * stretch * good)))
+
+    def tensors(self) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
+        """The state itself: parameter, name, tensor."""
+        for place, parameter in enumerate(self.parameters):
+            yield parameter, "momentum", self.momentum[place]
+            if self.normalise:
+                yield parameter, "second_moment", self.second_moment[place]
+
+    def _look_ahead(self, divisor: Tensor, bad: Tensor) -> list[Tensor]:
+        """Moves the momentum and gives Nesterov's look ahead, in the gradients' place.
+
+        Infinite times zero is not zero: hence `nan_to_num_`. A parameter without gradient has one of zeros.
+        """
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        for grad in grads:
+            grad.nan_to_num_(0.0, 0.0, 0.0)
+        torch._foreach_mul_(grads, torch.where(bad > 0, 0.0, (1 - MOMENTUM) / divisor))
+        torch._foreach_mul_(self.momentum, torch.where(bad > 0, 1.0, MOMENTUM))
+        torch._foreach_add_(self.momentum, grads)
+        torch._foreach_add_(grads, self.momentum, alpha=MOMENTUM)
+        return grads
+
+    def _even(self, update: Tensor, parts: list[_Part], good: Tensor) -> None:
+        """Gives the neurons of the updates (k, rows, columns) like sizes, in place."""
+        rows, columns = update.shape[1:]
+        across = 2 if rows >= columns else 1
+        squares = update.square().mean(across)
+        kept = [self.second_moment[p.place][p.neurons : p.neurons + squares.shape[1]] for p in parts]
+        moment = torch.stack(kept).lerp_(squares, (1 - SECOND_MOMENT) * good)
+        torch._foreach_copy_(kept, list(moment))
+        scale = moment.clamp(min=1e-12).rsqrt()
+        before, after = squares.sum(1, keepdim=True), (squares * scale.square()).sum(1, keepdim=True)
+        update.mul_((scale * (before / (after + 1e-30)).sqrt()).unsqueeze(across))
 
 
-def _mix(gradient: Tensor, momentum: Tensor, divisor: Tensor, bad: Tensor) -> Tensor:
-    """Moves the momentum in place and gives Nesterov's look ahead, both as they were where `bad` is not zero.
-
-    Infinite times zero is not zero: hence `where`.
-    """
-    gradient = torch.where(bad > 0, momentum, gradient / divisor)
-    momentum.lerp_(gradient, 1 - MOMENTUM)
-    return gradient.lerp(momentum, MOMENTUM)
+def _chunks(parts: list[_Part], size: int, device: torch.device) -> list[list[_Part]]:
+    """The parts in batches that do not claim much fresh memory; `size`: the numbers in one part."""
+    most = max(1, (CPU_CHUNK if device.type == "cpu" else CHUNK) // size)
+    return [parts[i : i + most] for i in range(0, len(parts), most)]
 
 
-def _apply(weight: Tensor, update: Tensor, keep: Tensor, scale: Tensor) -> None:
-    """weight <- keep weight - scale update, in place."""
-    weight.copy_(keep * weight - scale * update.to(weight.dtype))
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-
-
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16, but fp32 on a CPU that would have to imitate it: that is far slower."""
-    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.float32 if emulated else torch.bfloat16
-
-
-def orthogonalise(x: Tensor) -> Tensor:
-    """About U V^T for each matrix of x (k, n, m), n <= m: singular values between 0.7 and 1.2, in x's dtype."""
-    a, b, c = COEFFICIENTS
-    y = x.to(_fast_dtype(x.device))
-    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    # Every step multiplies y from the left by a polynomial p of its Gram matrix G = y y^T, and turns G into p G p. For
-    # a wide matrix it is cheaper to follow the small square ones and to multiply y once for several steps; but in bf16
-    # their errors grow with each, and five in a row turn the small singular values of a real gradient into noise.
-    for steps in _ROUNDS_WIDE if y.shape[2] > 2 * y.shape[1] else _ROUNDS:
-        gram = y @ y.mT
-        product: Tensor | None = None
-        for step in range(steps):
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            p.diagonal(dim1=-2, dim2=-1).add_(a)
-            product = p if product is None else p @ product
-            gram = p @ gram @ p if step < steps - 1 else gram
-        assert product is not None
-        y = product @ y
-    out: Tensor = y.to(x.dtype)
-    return out
+def _rows(tensors: Sequence[Tensor], part: _Part) -> Tensor:
+    return tensors[part.place][part.start : part.start + part.rows]

@@ -1,4 +1,4 @@
-"""AdamW with a schedule, one global clip and a finite check that never waits for the device.
+"""The update of the weights: a schedule, one global clip and a finite check that never waits for the device.
 
 The fused AdamW kernels divide every gradient by `optimizer.grad_scale` and do nothing at all where
 `optimizer.found_inf` is 1; `torch.amp.GradScaler` talks to them in this way. Here the same two tensors carry the
@@ -7,7 +7,7 @@ and no host synchronisation.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,10 +18,12 @@ from oriole.errors import CheckpointError
 from oriole.model.lm import LM
 from oriole.train import schedules
 from oriole.train.clipping import NormWindow
+from oriole.train.groups import groups_of
 from oriole.train.muon import Muon
+from oriole.train.orthogonal import Method
 from oriole.train.schedules import Schedule, lr_at
 
-__all__ = ["OptimConfig", "Optimizer", "parameter_groups"]
+__all__ = ["Kind", "OptimConfig", "Optimizer"]
 
 FUSED_SKIPS = ("cpu", "cuda")
 """Devices whose fused kernel honours grad_scale and found_inf; elsewhere the host looks at the norm itself."""
@@ -29,16 +31,19 @@ FUSED_SKIPS = ("cpu", "cuda")
 FIRST_LOSS_SCALE = 2.0**16
 LOSS_SCALE_GROWTH_STEPS = 2000
 
+Kind = Literal["adamw", "muon", "normuon", "adafactor"]
+
 Positive = Annotated[float, Field(gt=0)]
 
 
 class OptimConfig(Config):
     """The optimizer and its learning rate."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything, or muon for the matrices and adamw for embeddings, head and norms."""
+    kind: Kind = "adamw"
+    """adamw (Loshchilov & Hutter 2019) or adafactor (Shazeer & Stern 2018) for everything; muon or normuon for the
+    matrices, with adamw for embeddings, head and norms (muon.py)."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; of Adafactor, whose steps are relative to the size of a weight, 1e-2 is usual."""
     muon_lr: float = Field(0.02, gt=0)
     """Peak learning rate of Muon, on the same schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -46,7 +51,11 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay of the matrices that are not embeddings."""
+    """Decoupled weight decay of the matrices that are not embeddings (with muon: nor heads)."""
+    orthogonalise: Method = "polar-express"
+    """muon and normuon only: the polynomials that make an update orthogonal (orthogonal.py)."""
+    cautious: bool = False
+    """muon and normuon only: decay a weight only where the update, too, brings it nearer to zero."""
     schedule: Schedule = "cosine"
     """Learning rate after the warmup (schedules.py)."""
     warmup: float = Field(0.02, ge=0)
@@ -71,40 +80,6 @@ class OptimConfig(Config):
         return self
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two AdamW groups: matrices that are not embeddings are decayed; embeddings, norms and biases are not.
-
-    A head tied to the embedding is an embedding. Frozen parameters are in neither group, all others in exactly one.
-    """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
-            (decayed if is_matrix else plain).append(parameter)
-    claimed = [id(p) for p in (*decayed, *plain)]
-    wanted = {id(p) for p in model.parameters() if p.requires_grad}
-    assert len(claimed) == len(set(claimed)) and set(claimed) == wanted, "every parameter belongs to exactly one group"
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _give_matrices_to_muon(model: nn.Module) -> tuple[Muon, list[dict[str, object]]]:
-    """Muon with the matrices between embedding and head, and AdamW's groups with the rest, none of it decayed."""
-    fused = model.fused_rows() if isinstance(model, LM) else {}
-    names = [n for n, p in model.named_parameters() if p.requires_grad and p.dim() == 2]
-    inner = [n for n in names if "embedding" not in n and "head" not in n]
-    matrices = [model.get_parameter(n) for n in inner]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    parts = {i: fused[name] for i, name in enumerate(inner) if name in fused}
-    return Muon(matrices, parts), [{"params": rest, "weight_decay": 0.0}]
-
-
 class _AdamW(torch.optim.AdamW):
     """AdamW with the two tensors that its fused kernels look for."""
 
@@ -113,7 +88,7 @@ class _AdamW(torch.optim.AdamW):
 
 
 class Optimizer:
-    """The weights' update: schedule, clip, finite check, AdamW.
+    """The weights' update: schedule, clip, finite check; Muon for its matrices, AdamW or Adafactor for the rest.
 
     `loss_scale` is for fp16: multiply the loss by `scale` before the backward pass; it halves whenever a gradient
     overflows and doubles after 2,000 good steps (Micikevicius et al. 2018).
@@ -126,16 +101,16 @@ class Optimizer:
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         device = self._parameters[0].device
-        self._fused_skips = device.type in FUSED_SKIPS
-        groups = parameter_groups(model, config.weight_decay)
-        self._muon: Muon | None = None
-        if config.kind == "muon":
-            self._muon, groups = _give_matrices_to_muon(model)
-        self._adamw = _AdamW(
-            groups,
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
+        # Adafactor has no kernel that skips: torch's looks at several norms on the host anyway.
+        self._fused_skips = device.type in FUSED_SKIPS and config.kind != "adafactor"
+        groups = groups_of(model, muon=config.kind in ("muon", "normuon"))
+        self._muon = _muon(model, groups.muon, config) if groups.muon else None
+        self._inner = _inner(
+            [
+                {"params": [model.get_parameter(n) for n in groups.decayed], "weight_decay": config.weight_decay},
+                {"params": [model.get_parameter(n) for n in groups.plain], "weight_decay": 0.0},
+            ],
+            config,
             fused=self._fused_skips,
         )
         self.scale: Tensor | None = torch.full((), FIRST_LOSS_SCALE, device=device) if loss_scale else None
@@ -150,13 +125,13 @@ class Optimizer:
         """Updates left out since the last good one, on the device."""
 
     def rate(self, step: int) -> float:
-        """Learning rate of AdamW in step `step`: the schedule's, times `lr_scale`."""
+        """Learning rate of AdamW or Adafactor in step `step`: the schedule's, times `lr_scale`."""
         return self.lr_scale * lr_at(step, self.total, self.config)
 
     def step(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights by their gradients and forget those; returns (gradient norm, 1.0 if skipped).
 
-        Both stay on the device. Nothing is updated, not even AdamW's moments and step counts, when the norm or the
+        Both stay on the device. Nothing is updated, not even moments and step counts, when the norm or the
         `loss` is not finite.
         """
         grads = [p.grad for p in self._parameters if p.grad is not None]
@@ -170,16 +145,16 @@ class Optimizer:
         divisor = scale * ((norm + 1e-6) / self.clip).clamp(min=1.0)
 
         share = self.rate(step) / self.config.lr
-        for group in self._adamw.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = self.config.lr * share
         if self._muon is not None:
             self._muon.step(self.config.muon_lr * share, self.config.weight_decay, divisor, bad)
-        if self._fused_skips:
-            self._adamw.grad_scale, self._adamw.found_inf = divisor, bad
-            self._adamw.step()
+        if isinstance(self._inner, _AdamW) and self._fused_skips:
+            self._inner.grad_scale, self._inner.found_inf = divisor, bad
+            self._inner.step()
         elif not bad:
             torch._foreach_div_(grads, divisor)
-            self._adamw.step()
+            self._inner.step()
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -195,15 +170,14 @@ class Optimizer:
         return {} if self._window is None else {"clip": self.clip}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything to be saved: `<parameter>.<exp_avg|exp_avg_sq|step>` and the counters."""
+        """Everything to be saved: `<parameter>.<exp_avg|exp_avg_sq|momentum|…>` and the counters."""
         out = {
             f"{self._names[id(parameter)]}.{key}": value
-            for parameter, state in self._adamw.state.items()
+            for parameter, state in self._inner.state.items()
             for key, value in state.items()
         }
         if self._muon is not None:
-            for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
-                out[f"{self._names[id(parameter)]}.momentum"] = momentum
+            out |= {f"{self._names[id(p)]}.{key}": tensor for p, key, tensor in self._muon.tensors()}
         out["oriole.lr_scale"] = torch.tensor(self.lr_scale, dtype=torch.float64)
         if self._window is not None:
             out["oriole.norms"] = self._window.norms
@@ -219,19 +193,14 @@ class Optimizer:
         A loss scale is taken over where both sides have one: a run may go on in another dtype.
         """
         left = dict(tensors)
-        for parameter in self._parameters:
-            name = self._names[id(parameter)]
-            if f"{name}.step" not in left:  # never had a gradient
-                continue
-            state = {"step": _take(left, f"{name}.step", ())}
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = _take(left, f"{name}.{key}", parameter.shape).to(parameter.device, parameter.dtype)
-            # The fused CUDA kernel counts on the device, the CPU kernel on the host.
-            state["step"] = state["step"].to(parameter.device, torch.float32)
-            self._adamw.state[parameter] = state
+        for group in self._inner.param_groups:
+            for parameter in group["params"]:
+                name = self._names[id(parameter)]
+                if f"{name}.step" in left:  # else it never had a gradient
+                    self._inner.state[parameter] = self._state(parameter, name, left)
         if self._muon is not None:
-            for parameter, momentum in zip(self._muon.parameters, self._muon.momentum, strict=True):
-                momentum.copy_(_take(left, f"{self._names[id(parameter)]}.momentum", parameter.shape))
+            for parameter, key, tensor in self._muon.tensors():
+                tensor.copy_(_take(left, f"{self._names[id(parameter)]}.{key}", tensor.shape))
         self.lr_scale = float(left.pop("oriole.lr_scale", torch.ones(())))  # absent before 2026-11-26
         device = self.skipped.device
         if self._window is not None:
@@ -243,6 +212,42 @@ class Optimizer:
             self.scale, self._good_steps = scale.to(device), good_steps.to(device)
         if left:
             raise CheckpointError(f"the optimizer's state has {_some(left)}, which this model does not have")
+
+    def _state(self, parameter: nn.Parameter, name: str, left: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What AdamW or Adafactor keeps of one parameter, taken out of `left`."""
+        state = {
+            key: _take(left, f"{name}.{key}", shape).to(parameter.device, parameter.dtype)
+            for key, shape in _state_shapes(parameter, self.config.kind).items()
+        }
+        # The fused CUDA kernel of AdamW counts on the device, all others on the host.
+        step = _take(left, f"{name}.step", ()).to(parameter.device if self._fused_skips else "cpu", torch.float32)
+        return {"step": step, **state}
+
+
+def _muon(model: nn.Module, names: tuple[str, ...], config: OptimConfig) -> Muon:
+    fused = model.fused_rows() if isinstance(model, LM) else {}
+    return Muon(
+        [model.get_parameter(name) for name in names],
+        {place: fused[name] for place, name in enumerate(names) if name in fused},
+        method=config.orthogonalise,
+        normalise=config.kind == "normuon",
+        cautious=config.cautious,
+    )
+
+
+def _inner(groups: list[dict[str, Any]], config: OptimConfig, *, fused: bool) -> "_AdamW | torch.optim.Adafactor":
+    if config.kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.lr)
+    return _AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _state_shapes(parameter: nn.Parameter, kind: Kind) -> dict[str, tuple[int, ...]]:
+    shape = tuple(parameter.shape)
+    if kind != "adafactor":
+        return {"exp_avg": shape, "exp_avg_sq": shape}
+    if len(shape) < 2:
+        return {"variance": shape}
+    return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: Iterable[int]) -> Tensor:

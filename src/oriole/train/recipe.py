@@ -63,10 +63,15 @@ class TrainTable(Config):
     """Tokens in a row (T); documents share rows but never see each other."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches summed for one optimizer step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything, or muon for the matrices between embedding and head and adamw for the rest."""
+    optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw"
+    """adamw or adafactor for everything; muon or normuon for the matrices between embedding and head, with adamw for
+    the rest."""
+    orthogonalise: Literal["polar-express", "newton-schulz"] = "polar-express"
+    """`muon` and `normuon` only: how an update is made orthogonal."""
+    cautious: bool = False
+    """`muon` and `normuon` only: decay a weight only where the update, too, brings it nearer to zero."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; of Adafactor, whose steps are relative to the size of a weight, 1e-2 is usual."""
     muon_lr: float = Field(0.02, gt=0)
     """Peak learning rate of Muon, on the same schedule."""
     warmup: float = Field(0.02, ge=0)

@@ -262,6 +262,8 @@ def _optim_config(recipe: Recipe) -> OptimConfig:
         kind=table.optimizer,
         lr=table.lr,
         muon_lr=table.muon_lr,
+        orthogonalise=table.orthogonalise,
+        cautious=table.cautious,
         betas=(0.9, table.beta2),
         weight_decay=table.weight_decay,
         schedule=table.schedule,
