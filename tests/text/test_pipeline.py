@@ -33,7 +33,8 @@ EN = (
     "the oriole sings in a green willow near our old stone bridge and two small boats drift slowly down river while "
     "children count every yellow leaf that falls into cold clear water before winter comes have with from they were "
     "about many people think this place is quiet but when spring returns farmers open doors plant rice walk along "
-    "narrow roads carry baskets talk of weather market prices letters family news music school roof garden kitchen"
+    "narrow roads carry baskets talk of weather market prices letters family news music school roof garden kitchen "
+    "the of and to in is that it for was with as on are this by from not or at"  # so many that py3langid is not asked
 ).split()
 ZH = (
     "春风 吹过 小河 孩子 们 数着 落下 的 叶子 老师 说 今天 天气 很好 我们 一起 去 公园 看花 听鸟 唱歌 在 桥边 有 "
@@ -585,8 +586,8 @@ def test_nothing_left_is_said_in_one_sentence(
         "for examples, then loosen or switch it off (rules.c4_sentences) or begin with rules=light"
     )
     assert (tmp_path / "out" / "report.html").exists()
-    assert oriole("in.jsonl", "out", "workers=1", "heldout=0", "rules.c4_sentences=0").returncode == 2  # the next one
-    assert oriole("in.jsonl", "out", "workers=1", "heldout=0", "rules=light").returncode == 0
+    report = clean([tmp_path / "in.jsonl"], tmp_path / "out", config(heldout=0, rules="light"))
+    assert report["totals"]["en"]["kept"]["documents"] == 9 and not cleanreport.nothing_left(report, Path("out"))
 
     report = clean([tmp_path / "in.jsonl"], tmp_path / "apart", config(rules="light", heldout=0.999))
     assert "9, was set aside in apart/heldout" in cleanreport.nothing_left(report, Path("apart"))
