@@ -202,7 +202,8 @@ class Trainer:
     def _fetch(self) -> tuple[list[Batch], float]:
         """The micro-batches of one step, on the device, and the seconds the host waited for them."""
         start = time.monotonic()
-        micro = [next(self.data).to(self.device) for _ in range(self.config.accumulate)]
+        pieces = self.pilot.micro.split([next(self.data) for _ in range(self.config.accumulate)])
+        micro = [piece.to(self.device) for piece in pieces]
         return micro, time.monotonic() - start
 
     def _step(self, micro: list[Batch], wait: float, window: Window) -> None:

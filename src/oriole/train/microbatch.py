@@ -7,11 +7,11 @@ add up to the same gradient.
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from oriole.model.config import ModelConfig
 from oriole.train.batch import Batch
@@ -104,12 +104,16 @@ def _pieces(total: int, rows: int) -> str:
 
 
 def _joined(micro: Sequence[Batch]) -> Batch:
-    parts = {f.name: torch.cat([getattr(b, f.name) for b in micro]) for f in fields(micro[0])}
-    return replace(micro[0], **parts)
+    return Batch(*(torch.cat(parts) for parts in zip(*map(_shaped, micro), strict=True)))
 
 
 def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    return replace(batch, **{f.name: getattr(batch, f.name)[start:stop] for f in fields(batch)})
+    return Batch(*(tensor[start:stop] for tensor in _shaped(batch)))
+
+
+def _shaped(batch: Batch) -> tuple[Tensor, ...]:
+    """The tensors that are (B, T); a batch finds its `rows` by itself, best on the host."""
+    return batch.tokens, batch.targets, batch.doc, batch.pos
 
 
 # --- free memory -----------------------------------------------------------------------------------------------------
