@@ -99,3 +99,12 @@ class _Slow(Packer):
 def test_a_run_says_once_that_it_waits_for_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path / "slow", steps=12, log_every=2, more={"data": _Slow(Counting(), 4, 32)}).fit()
     assert capsys.readouterr().err.count("the device waits for data") == 1
+
+
+def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    rows = []
+    for a in ACCELERATORS:
+        name = a.name if a.bf16 else f"{a.name} (fp16)"
+        rows.append(f"| {name} | {a.tflops:g} | {a.fp32:g} | {a.memory:g} | {a.bandwidth:,g} | {a.link:g} |")
+    assert text.rstrip().endswith("\n".join(rows)), "\n" + "\n".join(rows)

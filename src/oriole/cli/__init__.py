@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oriole.cli import data, tokenizer
+from oriole.cli import data, plan, tokenizer
 from oriole.cli.common import InOut, Json, Settings, new_app, paths_and_settings
 from oriole.errors import ConfigError, DataError, OrioleError
 
@@ -31,6 +31,11 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 app = new_app("oriole", "Train your own bilingual (Chinese + English) chat model from scratch, and talk to it.")
 app.add_typer(data.app)
 app.add_typer(tokenizer.app)
+app.command(epilog="Example: oriole doctor --json")(plan.doctor)
+app.command(
+    epilog="Example: oriole plan 26m data=DATA price=1.5   (a machine that is not here: oriole plan 1b device=8xH100 "
+    "price=20; then network=Gbit/s between machines)"
+)(plan.plan)
 
 
 def main() -> None:

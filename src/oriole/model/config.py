@@ -1,7 +1,7 @@
 """The shape of a model, what it costs, and the presets. Imports no torch: a plan needs numbers only."""
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,22 +71,47 @@ class ModelConfig(Config):
         """Bytes of keys and values for `batch` sequences of `length` tokens."""
         return 2 * self.num_layers * batch * length * self.num_kv_heads * self.head_dim * bytes_per_value
 
-    def training_memory(self, batch: int, length: int, bytes_per_value: int = 2) -> dict[str, int]:
-        """Estimated bytes of one training step without activation checkpointing, by part.
+    def training_memory(
+        self,
+        batch: int,
+        length: int,
+        bytes_per_value: int = 2,
+        *,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        recompute: bool = False,
+        whole_scores: bool = False,
+    ) -> dict[str, int]:
+        """Estimated bytes of one training step by part; their sum is the highest use, without libraries and driver.
 
-        Weights, gradients and AdamW's two moments are fp32. Activations: what autograd keeps of one block (its inputs,
-        normed inputs, q k v, attention output, gate, up and their product) in the arithmetic's width, plus the fp32
-        residual stream; logits: one chunk of fp32 rows, forward and gradient.
+        weights, gradients: fp32. optimizer: AdamW's two moments; Muon's one for the matrices, AdamW's for the rest.
+        casts: the matrices in the arithmetic's width. activations: what autograd keeps of every block (two normed
+        inputs, q k v before and after the rotation, attention output, gate, up and their product) in that width, plus
+        the fp32 residual stream twice; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
+        keeps them; `recompute` (activation checkpointing): one such block and the fp32 inputs of the others. logits:
+        the final states, their gradients, and a chunk of 1,024 rows of logits with what is made of them.
+        update: what Muon needs while it works, as far as it exceeds the activations, which are gone by then.
         """
-        rows = batch * length
-        heads = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        block = rows * ((2 * self.dim + heads + 4 * self.ffn_dim) * bytes_per_value + 2 * self.dim * 4)
+        rows, b = batch * length, bytes_per_value
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        embeddings = self.vocab_size * self.dim
+        matrices = self.num_params() - embeddings * (1 if self.tie_embeddings else 2)
+        block = rows * ((2 * self.dim + 3 * query + 3 * kv + 3 * self.ffn_dim) * b + 2 * self.dim * 4)
+        if whole_scores:
+            seen = length * 5 / 8 if length >= 256 else length  # four blocks of queries see 5/8 of the keys
+            block += int(rows * self.num_heads * seen * (b + 4))
+        blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
+        logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
+        used = blocks + logits + (0 if b == 4 else b * matrices)
+        moments = {"adamw": 8 * self.num_params(), "muon": 8 * self.num_params() - 4 * matrices}[optimizer]
+        working = 0 if optimizer == "adamw" else 10 * matrices
         return {
             "weights": 4 * self.num_params(),
             "gradients": 4 * self.num_params(),
-            "optimizer": 8 * self.num_params(),
-            "activations": self.num_layers * block,
-            "logits": 2 * 4 * min(rows, 4096) * self.vocab_size,
+            "optimizer": moments,
+            "casts": 0 if b == 4 else b * matrices,
+            "activations": blocks,
+            "logits": logits,
+            "update": max(0, working - used),
         }
 
 

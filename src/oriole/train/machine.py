@@ -1,14 +1,17 @@
-"""The peak of this machine's matrix units, from the data sheet of its GPU or measured: what MFU is measured by."""
+"""What this machine has: memory, its limits, cores, and the peak of its matrix units, by which MFU is measured."""
 
 import functools
+import os
+import re
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from oriole.train.accelerators import find_accelerator
 
-__all__ = ["Mfu", "Peak", "peak_flops"]
+__all__ = ["HostMemory", "Mfu", "Peak", "device_memory_limit", "host_memory", "peak_flops", "usable_cores"]
 
 _BUDGET_S = 0.3
 """About how long one measurement of a peak may take."""
@@ -81,3 +84,68 @@ class Mfu(NamedTuple):
     def record(self) -> dict[str, Any]:
         """What goes into the start record of metrics.jsonl."""
         return {"flops_per_token": self.flops_per_token, "peak_flops": self.peak.flops, "mfu_is": str(self)}
+
+
+# --- memory and cores ------------------------------------------------------------------------------------------------
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows the limits of a container (control groups, version 2; version 1 has subfolders)."""
+
+
+class HostMemory(NamedTuple):
+    """Bytes of main memory; None where the system does not say."""
+
+    total: int | None
+    available: int | None
+    """What a new program can take without swapping."""
+    limit: int | None
+    """A container's limit, where it is below the total."""
+
+    @property
+    def usable(self) -> int | None:
+        """What one program can have in all."""
+        known = [n for n in (self.total, self.limit) if n is not None]
+        return min(known, default=None)
+
+
+def host_memory() -> HostMemory:
+    """Main memory of this machine as Linux tells it; elsewhere the total, where POSIX has it."""
+    total = available = None
+    if MEMINFO.exists():
+        found = dict(re.findall(r"(\w+):\s+(\d+) kB", MEMINFO.read_text()))
+        total, available = (int(found[k]) * 1024 if k in found else None for k in ("MemTotal", "MemAvailable"))
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _number(CGROUP / "memory.max") or _number(CGROUP / "memory" / "memory.limit_in_bytes")
+    return HostMemory(total, available, limit if limit is not None and (total is None or limit < total) else None)
+
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().split()
+    except OSError:
+        return None
+    return int(text[0]) if text and text[0].isdigit() else None
+
+
+def usable_cores() -> tuple[int, float | None]:
+    """Cores that this process may use, and how many a container's quota is worth (None: no quota)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota: float | None = None
+    try:
+        words = (CGROUP / "cpu.max").read_text().split()
+        quota = int(words[0]) / int(words[1]) if words[0].isdigit() else None
+    except (OSError, IndexError, ValueError):
+        first, second = (_number(CGROUP / "cpu" / f"cpu.cfs_{n}_us") for n in ("quota", "period"))
+        quota = first / second if first and second else None
+    return allowed, quota
+
+
+def device_memory_limit(device: torch.device) -> int:
+    """Bytes that training may take on a device: a GPU's memory, or the main memory within a container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return host_memory().usable or 8 << 30

@@ -37,7 +37,7 @@ from oriole.train.recipe import Recipe
 from oriole.train.state import refuse_others
 from oriole.train.validate import bits_per_byte, continuations
 
-__all__ = ["commit", "run_stage"]
+__all__ = ["commit", "optim_config", "run_stage", "train_config"]
 
 
 def run_stage(recipe: Recipe) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _run(recipe: Recipe) -> dict[str, Any]:
     train, val = make_shards(recipe, tokenizer)
     model = _model(recipe, tokenizer, init)
     steps = _steps(recipe, train)
-    config, optim = _train_config(recipe, steps), _optim_config(recipe)
+    config, optim = train_config(recipe, steps), optim_config(recipe)
     fingerprint = _fingerprint(recipe, model.config, tokenizer, train)
     # A call that is refused leaves the folder as it was.
     whole = fingerprint_of(config, optim, recipe.smart, fingerprint)
@@ -237,7 +237,8 @@ def _model(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     return model
 
 
-def _train_config(recipe: Recipe, steps: int) -> TrainConfig:
+def train_config(recipe: Recipe, steps: int) -> TrainConfig:
+    """What the loop is told by a recipe."""
     table = recipe.train
     return TrainConfig(
         steps=steps,
@@ -256,7 +257,8 @@ def _train_config(recipe: Recipe, steps: int) -> TrainConfig:
     )
 
 
-def _optim_config(recipe: Recipe) -> OptimConfig:
+def optim_config(recipe: Recipe) -> OptimConfig:
+    """What the optimizer is told by a recipe."""
     table = recipe.train
     return OptimConfig(
         kind=table.optimizer,

@@ -1,0 +1,156 @@
+"""What training costs by a written-down model (docs/plan.md): memory, seconds of a step, communication. No torch.
+
+For this machine there is the probe; this is for GPUs that are not at hand. The constants are fitted to the published
+figures in docs/plan.md, and tests/train/test_costs.py says how far each of those is met.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+from oriole.model.config import ModelConfig
+from oriole.train.accelerators import Cluster
+
+__all__ = ["Load", "StepCost", "Strategy", "device_memory", "model_utilisation", "step_cost"]
+
+Strategy = Literal["one", "ddp", "fsdp"]
+"""one GPU; DDP: every GPU holds everything and gradients are averaged; FSDP2: each holds a part of everything."""
+
+BEST_MFU, WIDTH = 0.52, 175
+"""MFU of a compiled bf16 step at width D without communication: BEST_MFU D / (D + WIDTH)."""
+RECOMPUTE = 4 / 3
+"""Factor of the FLOPs that are really done when all activations are recomputed: a second forward pass."""
+KERNELS_PER_LAYER, KERNELS_BESIDE, LAUNCH_S = 40, 120, 6e-6
+"""Kernels that a micro-batch launches, forward and backward, and what one costs the host: no step is faster."""
+LINK_EFFICIENCY = 0.7
+"""Share of a link's figure that collectives reach."""
+OVERLAP = 0.5
+"""Share of the backward pass behind which communication can hide."""
+NETWORK_GBITS = {"server": 400.0, "card": 10.0}
+"""Network where none is given, Gbit/s: InfiniBand of every GPU with NVLink, else the Ethernet of a whole machine."""
+CONTEXT_BYTES = 0.9e9
+"""What the driver, the libraries and the communicator hold on a GPU."""
+FRAGMENTATION = 1.05
+"""Of what the allocator reserves over what is allocated at the peak."""
+
+
+class Load(NamedTuple):
+    """What one GPU does in one optimizer step."""
+
+    shape: ModelConfig
+    rows: int
+    """Rows of its micro-batch."""
+    length: int
+    accumulate: int
+    optimizer: Literal["adamw", "muon"]
+    half: bool = True
+    """bf16 or fp16 products; else fp32."""
+    recompute: bool = False
+    """Activation checkpointing of every block."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one GPU in one step."""
+        return self.rows * self.length * self.accumulate
+
+
+class StepCost(NamedTuple):
+    """Seconds of one optimizer step."""
+
+    compute: float
+    """Forward and backward passes of all micro-batches."""
+    update: float
+    """The optimizer."""
+    communication: float
+    """What of the communication is not hidden behind the backward pass."""
+    launch_bound: bool
+    """Whether launching kernels, and not the arithmetic, sets the pace: the batch is too small for the GPU."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.update + self.communication
+
+
+def model_utilisation(dim: int) -> float:
+    """MFU that a good single-GPU loop reaches at width D, by the published figures: 0.42 at 768, 0.47 at 1,536."""
+    return BEST_MFU * dim / (dim + WIDTH)
+
+
+def step_cost(load: Load, cluster: Cluster, strategy: Strategy, network: float | None = None) -> StepCost:
+    """Seconds of a step on every GPU of the cluster at once; `network` in Gbit/s for each GPU between machines."""
+    shape, gpu = load.shape, cluster.gpu
+    peak = 1e12 * (gpu.tflops if load.half else gpu.fp32)
+    flops = load.rows * load.length * shape.flops_per_token(load.length) * (RECOMPUTE if load.recompute else 1)
+    arithmetic = flops / (peak * model_utilisation(shape.dim))
+    launching = (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
+    micro = max(arithmetic, launching)
+    exposed = _communication(load, cluster, strategy, network, micro)
+    return StepCost(load.accumulate * micro, _update(load, cluster, strategy), exposed, launching > arithmetic)
+
+
+def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
+    """AdamW reads and writes 28 bytes a parameter; Muon adds 5 (4 m² n + 2 m³) FLOPs for an m x n matrix, m <= n."""
+    shape, gpu = load.shape, cluster.gpu
+    share = cluster.gpus if strategy == "fsdp" else 1
+    seconds = 28 * shape.num_params() / share / (gpu.bandwidth * 1e9)
+    if load.optimizer == "muon":
+        seconds += sum(5 * (4 * m * m * n + 2 * m**3) * count for m, n, count in _matrices(shape)) / (
+            gpu.tflops * 1e12 * model_utilisation(shape.dim)
+        )
+    return seconds
+
+
+def _matrices(shape: ModelConfig) -> list[tuple[int, int, int]]:
+    """(smaller side, larger side, how many) of the matrices between embedding and head."""
+    d, f = shape.dim, shape.ffn_dim
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    kinds = [(d, q, 2), (d, kv, 2), (d, f, 3)]
+    return [(min(a, b), max(a, b), count * shape.num_layers) for a, b, count in kinds]
+
+
+def _communication(load: Load, cluster: Cluster, strategy: Strategy, network: float | None, micro: float) -> float:
+    """Seconds of communication in a step that the passes cannot hide.
+
+    A ring over n GPUs moves (n - 1) / n of a tensor for an all-gather or a reduce-scatter, and twice that for an
+    all-reduce. DDP: an all-reduce of the fp32 gradients behind the last backward pass (two thirds of a micro-batch).
+    FSDP2: every micro-batch gathers the fp32 weights twice, and the last one scatters the gradients.
+    """
+    n = cluster.gpus
+    if strategy == "one" or n == 1:
+        return 0.0
+    per_second = _link(cluster, network) * LINK_EFFICIENCY
+    once = (n - 1) / n * 4 * load.shape.num_params() / per_second
+    if strategy == "ddp":
+        return max(0.0, 2 * once - OVERLAP * 2 / 3 * micro)
+    gathering = load.accumulate * max(0.0, 2 * once - OVERLAP * micro)
+    return gathering + max(0.0, once - OVERLAP * 2 / 3 * micro)
+
+
+def _link(cluster: Cluster, network: float | None) -> float:
+    """Bytes/s of the slowest link of a GPU: inside the machine, or between machines where there are several."""
+    inside = cluster.gpu.link * 1e9
+    if cluster.nodes == 1:
+        return inside
+    if network is None:
+        server = cluster.gpu.link > 64
+        network = NETWORK_GBITS["server"] if server else NETWORK_GBITS["card"] / cluster.per_node
+    return min(inside, network * 1e9 / 8)
+
+
+def device_memory(load: Load, cluster: Cluster, strategy: Strategy) -> dict[str, int]:
+    """Bytes on one GPU by part; their sum is the peak.
+
+    FSDP2 divides weights and optimizer by the number of GPUs, and gradients too unless they are summed over several
+    micro-batches; the two largest units (blocks, or embedding and head) are whole for a moment.
+    """
+    shape = load.shape
+    width = 2 if load.half else 4
+    parts = shape.training_memory(load.rows, load.length, width, optimizer=load.optimizer, recompute=load.recompute)
+    if strategy == "fsdp":
+        embeddings = shape.vocab_size * shape.dim * (1 if shape.tie_embeddings else 2)
+        block = (shape.num_params() - embeddings) // shape.num_layers
+        sharded = ("weights", "optimizer", "update", *(("gradients",) if load.accumulate == 1 else ()))
+        parts |= {name: math.ceil(parts[name] / cluster.gpus) for name in sharded}
+        parts["gathered"] = 2 * 4 * max(embeddings, block)
+    used = sum(parts.values())
+    return parts | {"fragmentation": math.ceil((FRAGMENTATION - 1) * used), "context": int(CONTEXT_BYTES)}

@@ -1,0 +1,67 @@
+"""The probe: the real trainer in a process of its own, and figures that mean something."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_training import SHAPE
+
+from oriole.config import validate
+from oriole.errors import ResourceError
+from oriole.train.probe import peak_rss, probe
+from oriole.train.recipe import Recipe
+
+
+def toy(run: Path, **train: object) -> Recipe:
+    table = {
+        "stage": "pretrain",
+        "run": str(run),
+        "model": SHAPE.model_dump(),
+        "parts": {"zh": {"files": ["zh"]}},
+        "train": {"tokens": 1e5, "batch_size": 4, "length": 32, "accumulate": 3, "compile": False} | train,
+        "eval": {"tokens": 256},
+    }
+    return validate(Recipe, table, "toy")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_a_probe_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    made = probe(toy(tmp_path / "run"), SHAPE, 100, seconds=0.2)
+    assert made.device == "cpu" and not made.device_is_gpu and not made.compiled
+    assert made.steps >= 3 and made.micro_seconds > 0 and made.optimizer_seconds > 0
+    assert min(made.eval_token_seconds, made.sample_seconds) > 0 and made.save_seconds >= 0
+    assert made.save_bytes == pytest.approx(3 * 4 * SHAPE.num_params(), rel=0.02)
+    assert 50e6 < made.base_bytes <= made.step_bytes <= made.peak_bytes == made.host_bytes < 2e9
+    assert made.batch_gain is not None and made.batch_gain > 0.2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process in Linux's way")
+def test_a_stage_that_does_not_fit_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))  # inherited by the probe; the batch alone has 10 GB
+    try:
+        with pytest.raises(ResourceError, match="the probe failed: the device has not enough memory"):
+            probe(toy(tmp_path / "run", batch_size=40_000_000), SHAPE, 100, seconds=0.2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_the_peak_is_that_of_this_program_and_not_of_its_parent() -> None:
+    ballast = bytearray(os.urandom(1 << 20)) * 300  # 300 MB here, and none of it there
+    done = subprocess.run(
+        [sys.executable, "-c", "from oriole.train.probe import peak_rss; print(peak_rss())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert peak_rss() > len(ballast)
+    status = "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024)"
+    bare = subprocess.run([sys.executable, "-S", "-c", status], capture_output=True, text=True, check=True)
+    assert int(bare.stdout) < 100e6 < int(done.stdout) < 1e9
