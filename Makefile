@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Extra words for pip, for example PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" (see README).
 PIP_ARGS ?=
+GPU_JSON ?= bench/results/gpu.json
 
-.PHONY: install demo test soak check bench clean help
+.PHONY: install demo test soak check bench bench-gpu gpu-wheels clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +36,14 @@ check: install   ## style, types, layers
 bench: install   ## the benchmarks; appends JSON to bench/results/
 	$(BIN)/python -m bench.train
 	$(BIN)/python -m bench.decode
+
+gpu-wheels:      ## fetch what a machine that has only PyTorch lacks for bench-gpu into .wheels
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .wheels --only-binary=:all: \
+	  --python-version 3.12 --platform manylinux2014_x86_64 pydantic typing-inspection xxhash
+
+bench-gpu:       ## the GPU set, with the machine's own PyTorch; two commands of under eight minutes, one JSON
+	$(PYTHON) -m bench.gpu part=1 json=$(GPU_JSON)
+	$(PYTHON) -m bench.gpu part=2 json=$(GPU_JSON)
 
 clean:           ## remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -37,43 +38,11 @@ def main() -> None:
     batch, length = int(chosen["batch"]), int(chosen["seq"])
     device = choose_device(str(chosen["device"]))
     dtype, _ = choose_dtype(device, "auto")
-    torch.manual_seed(0)
-    tokens = torch.randint(0, shape.vocab_size, (batch, length + 1), device=device)
-    ours = _oriole(shape, tokens, device, dtype, bool(chosen["compile"]))
-    ours(), ours()
-    memory = _peak_memory(ours, device)
-    runs = {"oriole": ours}
-    if chosen["peer"] == "hf":
-        runs["hf compiled"] = _hf(shape, tokens, device, dtype, True)
-        runs["hf eager"] = _hf(shape, tokens, device, dtype, False)
-    for step in runs.values():
-        step(), step()  # compiling and warming up
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(int(chosen["steps"])):
-        for name, step in runs.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-
-    peak = _peak(device, dtype)
-    flops = shape.flops_per_token(length)
-    rate = batch * length / statistics.median(seconds["oriole"])
-    result = {
-        "seconds": seconds,
-        "tokens_per_second": rate,
-        "mfu": rate * flops / peak,
-        "mfu_ceiling": flops * batch * length / _products(shape, batch, length, device, dtype, peak) / peak,
-        "peak_memory_bytes": memory,
-        "matmul_peak_flops": peak,
-        "flops_per_token": flops,
-        "dtype": str(dtype),
-        "parameters": shape.num_params(),
-    }
-    for name in ("compiled", "eager"):
-        if f"hf {name}" in seconds:
-            result[f"ratio_{name}"] = ratio(seconds["oriole"], seconds[f"hf {name}"])
+    result = measure(
+        shape, batch, length, device, dtype,
+        compiled=bool(chosen["compile"]), peer=str(chosen["peer"]), steps=int(chosen["steps"]),
+    )  # fmt: skip
+    seconds, flops, peak = result["seconds"], result["flops_per_token"], result["matmul_peak_flops"]
     save("train", chosen, result, str(chosen["json"]) or None)
 
     table = Table(title=f"{chosen['preset']}, batch {batch} x {length}, {dtype}, {device}")
@@ -92,11 +61,56 @@ def main() -> None:
                 f"{key}: {r['median']:.2f} (quartiles {r['low']:.2f} … {r['high']:.2f}; above 1: Oriole faster)"
             )
     console.print(
-        f"ceiling of the step's matrix products: MFU {result['mfu_ceiling']:.1%}; peak memory {memory / 1e9:.2f} GB"
+        f"ceiling by its own products: MFU {result['mfu_ceiling']:.1%}; peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
     )
     console.print(
         f"MFU = tokens/s x {flops:.3g} FLOP/token / {peak / 1e12:.2f} TFLOP/s (4096³ matrix product, this run)"
     )
+
+
+def measure(
+    shape: ModelConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype, *, compiled: bool,
+    peer: str = "", steps: int = 7,
+) -> dict[str, Any]:  # fmt: skip
+    """The case's record: seconds of every step by side, tokens a second, MFU, memory, ratios to the peers."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, shape.vocab_size, (batch, length + 1), device=device)
+    ours = _oriole(shape, tokens, device, dtype, compiled)
+    ours(), ours()
+    memory = _peak_memory(ours, device)
+    runs = {"oriole": ours}
+    if peer == "hf":
+        runs["hf compiled"] = _hf(shape, tokens, device, dtype, True)
+        runs["hf eager"] = _hf(shape, tokens, device, dtype, False)
+    for step in runs.values():
+        step(), step()  # compiling and warming up
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(steps):
+        for name, step in runs.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+
+    peak = peak_product(device, dtype)
+    flops = shape.flops_per_token(length)
+    rate = batch * length / statistics.median(seconds["oriole"])
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "tokens_per_second": rate,
+        "mfu": rate * flops / peak,
+        "mfu_ceiling": flops * batch * length / _products(shape, batch, length, device, dtype, peak) / peak,
+        "peak_memory_bytes": memory,
+        "matmul_peak_flops": peak,
+        "flops_per_token": flops,
+        "dtype": str(dtype),
+        "parameters": shape.num_params(),
+    }
+    for name in ("compiled", "eager"):
+        if f"hf {name}" in seconds:
+            result[f"ratio_{name}"] = ratio(seconds["oriole"], seconds[f"hf {name}"])
+    return result
 
 
 def _oriole(
@@ -216,10 +230,10 @@ def _best(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
     return best
 
 
-def _peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of four 4096³ matrix products."""
-    a = torch.randn(4096, 4096, device=device, dtype=dtype)
-    return 2 * 4096**3 / _best(a, a, device)
+def peak_product(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
+    """FLOP/s of the best of four matrix products of that size."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / _best(a, a, device)
 
 
 if __name__ == "__main__":
