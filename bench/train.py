@@ -60,9 +60,8 @@ def main() -> None:
             console.print(
                 f"{key}: {r['median']:.2f} (quartiles {r['low']:.2f} … {r['high']:.2f}; above 1: Oriole faster)"
             )
-    console.print(
-        f"ceiling by its own products: MFU {result['mfu_ceiling']:.1%}; peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
+    memory = result["peak_memory_bytes"] / 1e9
+    console.print(f"ceiling by its own products: MFU {result['mfu_ceiling']:.1%}; peak memory {memory:.2f} GB")
     console.print(
         f"MFU = tokens/s x {flops:.3g} FLOP/token / {peak / 1e12:.2f} TFLOP/s (4096³ matrix product, this run)"
     )
