@@ -66,7 +66,7 @@ def decisions(made: Trainer) -> list[tuple[int, str]]:
     return [(r["step"], r["what"]) for r in made.metrics.of("smart")]
 
 
-ROLLBACK = {"rollback": True, "cool": True, "spike_look": 5, "cool_steps": 20}
+ROLLBACK = {"rollback": True, "cool": True, "cool_steps": 20}
 
 
 def test_a_spike_is_gone_back_from_and_its_data_are_not_seen_again(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_without_a_checkpoint_from_before_it_goes_on(tmp_path: Path) -> None:
     assert "no checkpoint from before it" in made.metrics.of("smart")[0]["why"]
 
 
-@pytest.mark.parametrize("stop_at", [46, 48, 51, 54, 63])
+@pytest.mark.parametrize("stop_at", [42, 48, 51, 54, 63])
 def test_a_run_broken_off_around_a_rollback_is_the_unbroken_run(tmp_path: Path, stop_at: int) -> None:
-    """Before the spike, within it, before the look, in the rollback's first step, and after it."""
+    """Before the spike, where it saves a checkpoint of its own; within it; around the rollback; and after it."""
     unbroken = watched(tmp_path / "a", Poisoned(range(44, 52)), ROLLBACK)
     whole = unbroken.fit()
     with pytest.raises(Interrupted):
