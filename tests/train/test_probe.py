@@ -42,6 +42,15 @@ def test_a_probe_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_memory_that_a_shape_is_said_to_need_is_what_it_needs(tmp_path: Path) -> None:
+    """Without the libraries: activations of 16,384 tokens, mostly."""
+    shape = SHAPE.model_copy(update={"dim": 64, "num_layers": 4, "head_dim": 16, "ffn_dim": 176, "context": 256})
+    one = toy(tmp_path / "run", batch_size=64, length=256, dtype="fp32", accumulate=1)
+    made = probe(one, shape, 100, seconds=0.01)
+    parts = shape.training_memory(64, 256, 4, whole_scores=True, compiled=False)
+    assert sum(parts.values()) == pytest.approx(made.step_bytes - made.base_bytes, rel=0.2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process in Linux's way")
 def test_a_stage_that_does_not_fit_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import resource

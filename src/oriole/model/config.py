@@ -80,6 +80,7 @@ class ModelConfig(Config):
         optimizer: Literal["adamw", "muon"] = "adamw",
         recompute: bool = False,
         whole_scores: bool = False,
+        compiled: bool = True,
     ) -> dict[str, int]:
         """Estimated bytes of one training step by part; their sum is the highest use, without libraries and driver.
 
@@ -87,7 +88,8 @@ class ModelConfig(Config):
         casts: the matrices in the arithmetic's width. activations: what autograd keeps of every block (two normed
         inputs, q k v before and after the rotation, attention output, gate, up and their product) in that width, plus
         the fp32 residual stream twice; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
-        keeps them; `recompute` (activation checkpointing): one such block and the fp32 inputs of the others. logits:
+        keeps them; `recompute` (activation checkpointing): one such block and the fp32 inputs of the others; without
+        torch.compile every small operation keeps its own inputs, which measured 2.8 times as much. logits:
         the final states, their gradients, and a chunk of 1,024 rows of logits with what is made of them.
         update: what Muon needs while it works, as far as it exceeds the activations, which are gone by then.
         """
@@ -96,9 +98,10 @@ class ModelConfig(Config):
         embeddings = self.vocab_size * self.dim
         matrices = self.num_params() - embeddings * (1 if self.tie_embeddings else 2)
         block = rows * ((2 * self.dim + 3 * query + 3 * kv + 3 * self.ffn_dim) * b + 2 * self.dim * 4)
+        block = block if compiled else int(2.8 * block)
         if whole_scores:
             seen = length * 5 / 8 if length >= 256 else length  # four blocks of queries see 5/8 of the keys
-            block += int(rows * self.num_heads * seen * (b + 4))
+            block += int(rows * self.num_heads * seen * (4 if b == 4 else b + 4))
         blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)

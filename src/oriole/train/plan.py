@@ -138,6 +138,7 @@ def plan_here(
         4 if probe.dtype == "float32" else 2,
         optimizer=_kind(recipe),
         whole_scores=cpu and table.length <= 512,
+        compiled=probe.compiled,
     )
     notes = _notes_here(recipe, probe, memory_limit)
     return StagePlan(
@@ -159,7 +160,7 @@ def plan_here(
         tokens_per_second=rate,
         mfu=rate * flops / peak_flops,
         seconds=seconds,
-        memory=_measured_memory(parts, probe),
+        memory=_measured_memory(parts, probe, copy=cpu and counts.checkpoints > 1),
         memory_limit=memory_limit,
         fits=probe.peak_bytes <= memory_limit,
         disk=_disk(recipe, probe.save_bytes, shape),
@@ -169,10 +170,12 @@ def plan_here(
     )
 
 
-def _measured_memory(parts: Mapping[str, int], probe: "Probe") -> dict[str, int]:
-    """The measured peak by part: tensors by the formula, libraries as measured, and the rest (compiler, buffers, the
-    copy that a checkpoint is written from). Where the formula gives more than was measured, it is scaled down."""
-    known = dict(parts) | {"libraries": 0 if probe.device_is_gpu else probe.base_bytes}
+def _measured_memory(parts: Mapping[str, int], probe: "Probe", copy: bool) -> dict[str, int]:
+    """The measured peak by part: tensors by the formula, libraries as measured, the copy that a checkpoint is written
+    from, and the rest (compiler, buffers). Where the formula gives more than was measured, it is scaled down."""
+    known = dict(parts)
+    if not probe.device_is_gpu:
+        known |= {"libraries": probe.base_bytes, "checkpoint": probe.save_bytes if copy else 0}
     scale = min(1.0, probe.peak_bytes / sum(known.values()))
     known = {name: int(scale * n) for name, n in known.items()}
     return known | {"rest": probe.peak_bytes - sum(known.values())}
