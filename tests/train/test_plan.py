@@ -13,7 +13,14 @@ from oriole.train.accelerators import parse_cluster
 from oriole.train.plan import plan_here, plan_there
 from oriole.train.probe import Probe
 from oriole.train.recipe import Recipe
-from oriole.train.workload import Tokens, expected_tokens, preset_recipe, schedule_counts, steps_of
+from oriole.train.workload import (
+    Tokens,
+    expected_tokens,
+    preparing_seconds,
+    preset_recipe,
+    schedule_counts,
+    steps_of,
+)
 
 SHAPE = preset("26m")
 
@@ -40,7 +47,7 @@ def measured(**changes: Any) -> Probe:
 
 def here(one: Recipe, probe: Probe, **more: Any) -> Any:
     tokens = Tokens(count=one.train.tokens or 1.0, source="train.tokens")
-    settings = {"peak_flops": 1e12, "memory_limit": 24_000_000_000} | more
+    settings = {"peak_flops": 1e12, "memory_limit": 24_000_000_000, "cores": 2} | more
     return plan_here("test", one, SHAPE, tokens, probe, **settings)
 
 
@@ -89,6 +96,18 @@ def test_a_preset_alone_means_twenty_tokens_a_parameter_in_batches_that_fit() ->
     changed = preset_recipe("64m", ["train.tokens=1e9", "train.batch_size=4", "model.vocab_size=100"][:2], None)
     assert (changed.train.tokens, changed.train.batch_size) == (1e9, 4)
     assert preset_recipe("64m", ["train.epochs=1"], None).train.tokens is None
+
+
+def test_preparing_is_only_what_is_not_there_yet(tmp_path: Path) -> None:
+    one = recipe().model_copy(update={"run": tmp_path})
+    tokens = Tokens(count=11e6, source="")
+    sample = min(64e6, 44e6)
+    assert preparing_seconds(one, tokens, 2) == pytest.approx(11e6 / 2.2e6 + sample / 2.2e6)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert preparing_seconds(one, tokens, 2) == pytest.approx(11e6 / 2.2e6)
+    (tmp_path / "shards" / "pretrain-zh-train-0123").mkdir(parents=True)
+    assert preparing_seconds(one, tokens, 2) == 0
 
 
 # --- here ------------------------------------------------------------------------------------------------------------

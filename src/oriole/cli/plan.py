@@ -107,15 +107,25 @@ def _plan_stage(
         return plan_there(name, recipe, shape, tokens, cluster, network=keys.network, price=keys.price)
     from oriole.log import say
     from oriole.train.device import choose_device, choose_dtype
-    from oriole.train.machine import device_memory_limit, peak_flops
+    from oriole.train.machine import device_memory_limit, peak_flops, usable_cores
     from oriole.train.probe import probe
 
     say(f"measuring {name} on this machine (about {keys.probe:g} s, and compiling) …", "dim")
     device = choose_device(recipe.train.device)
     measured = probe(recipe, shape, steps_of(recipe, tokens.count), keys.probe)
     peak = peak_flops(device, choose_dtype(device, recipe.train.dtype)[0])
-    limit = device_memory_limit(device)
-    return plan_here(name, recipe, shape, tokens, measured, peak_flops=peak.flops, memory_limit=limit, price=keys.price)
+    allowed, quota = usable_cores()
+    return plan_here(
+        name,
+        recipe,
+        shape,
+        tokens,
+        measured,
+        peak_flops=peak.flops,
+        memory_limit=device_memory_limit(device),
+        cores=min(allowed, quota or allowed),
+        price=keys.price,
+    )
 
 
 def _shape(name: str, recipe: "Recipe", recipes: dict[str, "Recipe"]) -> "ModelConfig":
@@ -219,8 +229,6 @@ def _print(*what: "RenderableType") -> None:
 def _show(plans: Sequence["StagePlan"]) -> None:
     from rich.table import Table
 
-    from oriole.log import duration
-
     for one in plans:
         table = Table(box=None, show_header=False, padding=(0, 1))
         table.add_column(style="cyan", no_wrap=True)
@@ -234,16 +242,16 @@ def _show(plans: Sequence["StagePlan"]) -> None:
     if len(plans) > 1:
         totals = _totals(plans)
         cost = "" if totals["cost"] is None else f", cost {totals['cost']:.2f}"
-        _print(f"[bold]all stages: {duration(totals['seconds'])}{cost}[/]")
+        _print(f"[bold]all stages: {_time(totals['seconds'])}{cost}[/]")
 
 
 def _lines(one: "StagePlan") -> list[tuple[str, str]]:
     """What is said of a stage: label and text of each line."""
-    from oriole.log import duration, human
+    from oriole.log import human
 
     share = f"{one.accumulate} x {one.rows} x {one.length}" + (f" on each of {one.gpus} GPUs" if one.gpus > 1 else "")
     mfu = "" if one.mfu is None else f", MFU {one.mfu:.0%}"
-    parts = " + ".join(f"{name} {duration(s)}" for name, s in one.seconds.items() if s >= 0.5)
+    parts = " + ".join(f"{name} {_time(s)}" for name, s in one.seconds.items() if s >= 0.5)
     memory = ", ".join(f"{name} {_size(n)}" for name, n in one.memory.items() if n >= 1e6)
     fits = "fits" if one.fits else "DOES NOT FIT"
     lines = [
@@ -251,13 +259,20 @@ def _lines(one: "StagePlan") -> list[tuple[str, str]]:
         ("tokens", f"{human(one.tokens.count)} ({one.tokens.source if one.tokens.known else 'assumed'})"),
         ("steps", f"{one.steps:,} of {human(one.step_tokens)} tokens: {share}"),
         ("compute", f"{one.flops:.3g} FLOPs at {human(one.tokens_per_second)} tokens/s{mfu} ({one.basis})"),
-        ("time", f"{duration(one.total_seconds)} = {parts}"),
+        ("time", f"{_time(one.total_seconds)} = {parts}"),
         ("memory", f"{fits}: {_size(one.peak)} of {_size(one.memory_limit)} = {memory}"),
         ("disk", _size(one.disk)),
     ]
     if one.cost is not None:
         lines.append(("cost", f"{one.cost:.2f} at {one.price:g} an hour"))
     return lines
+
+
+def _time(seconds: float) -> str:
+    """`75` -> `1:15`; from two days on `3.1 days`."""
+    from oriole.log import duration
+
+    return duration(seconds) if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def _size(n: float) -> str:

@@ -77,14 +77,15 @@ class ModelConfig(Config):
         length: int,
         bytes_per_value: int = 2,
         *,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw",
         recompute: bool = False,
         whole_scores: bool = False,
         compiled: bool = True,
     ) -> dict[str, int]:
         """Estimated bytes of one training step by part; their sum is the highest use, without libraries and driver.
 
-        weights, gradients: fp32. optimizer: AdamW's two moments; Muon's one for the matrices, AdamW's for the rest.
+        weights, gradients: fp32. optimizer: AdamW's two moments; Muon's one for the matrices, AdamW's for the rest;
+        Adafactor's rows and columns are next to nothing.
         casts: the matrices in the arithmetic's width. activations: what autograd keeps of every block (two normed
         inputs, q k v before and after the rotation, attention output, gate, up and their product) in that width, plus
         the fp32 residual stream twice; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
@@ -105,8 +106,13 @@ class ModelConfig(Config):
         blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)
-        moments = {"adamw": 8 * self.num_params(), "muon": 8 * self.num_params() - 4 * matrices}[optimizer]
-        working = 0 if optimizer == "adamw" else 10 * matrices
+        match optimizer:
+            case "adamw":
+                moments, working = 8 * self.num_params(), 0
+            case "adafactor":
+                moments, working = 0, 4 * embeddings
+            case "muon" | "normuon":
+                moments, working = 8 * self.num_params() - 4 * matrices, 10 * matrices
         return {
             "weights": 4 * self.num_params(),
             "gradients": 4 * self.num_params(),

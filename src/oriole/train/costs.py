@@ -12,6 +12,7 @@ from oriole.train.accelerators import Cluster
 
 __all__ = ["Load", "StepCost", "Strategy", "device_memory", "model_utilisation", "step_cost"]
 
+OptimizerName = Literal["adamw", "muon", "normuon", "adafactor"]
 Strategy = Literal["one", "ddp", "fsdp"]
 """one GPU; DDP: every GPU holds everything and gradients are averaged; FSDP2: each holds a part of everything."""
 
@@ -41,7 +42,7 @@ class Load(NamedTuple):
     """Rows of its micro-batch."""
     length: int
     accumulate: int
-    optimizer: Literal["adamw", "muon"]
+    optimizer: OptimizerName
     half: bool = True
     """bf16 or fp16 products; else fp32."""
     recompute: bool = False
@@ -93,7 +94,7 @@ def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
     shape, gpu = load.shape, cluster.gpu
     share = cluster.gpus if strategy == "fsdp" else 1
     seconds = 28 * shape.num_params() / share / (gpu.bandwidth * 1e9)
-    if load.optimizer == "muon":
+    if load.optimizer in ("muon", "normuon"):
         seconds += sum(5 * (4 * m * m * n + 2 * m**3) * count for m, n, count in _matrices(shape)) / (
             gpu.tflops * 1e12 * model_utilisation(shape.dim)
         )

@@ -22,7 +22,7 @@ from oriole.train.costs import (
     step_cost,
 )
 from oriole.train.recipe import Recipe
-from oriole.train.workload import Tokens, measured_parts, schedule_counts, steps_of
+from oriole.train.workload import Tokens, measured_parts, preparing_seconds, schedule_counts, steps_of
 
 if TYPE_CHECKING:
     from oriole.train.probe import Probe
@@ -33,8 +33,9 @@ ROOM = 0.92
 """Share of a device's memory that a plan may fill before it says that the stage does not fit."""
 GAIN = 1.15
 """Tokens/s of the double batch over the recipe's from which a plan says that the batch is too small."""
-COMPILE_S, SAVE_BYTES_S, WAKE_S = 60.0, 1e9, 20.0
-"""On a machine that is not at hand: seconds of compiling, bytes/s of saving with its checksums, seconds of starting."""
+COMPILE_S, SAVE_BYTES_S, WAKE_S, CORES = 60.0, 1e9, 20.0, 8
+"""On a machine that is not at hand: seconds of compiling, bytes/s of saving with its checksums, seconds of starting,
+cores that read the data."""
 
 
 class StagePlan(Config):
@@ -75,7 +76,7 @@ class StagePlan(Config):
     mfu: float | None
     """Of the devices' peak; None where no peak is known."""
     seconds: dict[str, float]
-    """By part: training, compiling, evaluating, saving …"""
+    """By part: preparing (roughly), training, compiling, evaluating, saving."""
     memory: dict[str, int]
     """Of one device, by part; their sum is the peak."""
     memory_limit: int
@@ -114,6 +115,7 @@ def plan_here(
     *,
     peak_flops: float,
     memory_limit: int,
+    cores: float,
     price: float | None = None,
 ) -> StagePlan:
     """The plan of a stage on this machine from what a probe has measured."""
@@ -124,6 +126,7 @@ def plan_here(
     step = table.accumulate * probe.micro_seconds + probe.optimizer_seconds
     evaluation = measured_parts(recipe) * recipe.eval.tokens * probe.eval_token_seconds + probe.sample_seconds
     seconds = {
+        "preparing": preparing_seconds(recipe, tokens, cores),
         "training": steps * step,
         "compiling": probe.compile_seconds,
         "evaluating": counts.evaluations * evaluation,
@@ -136,9 +139,10 @@ def plan_here(
         table.batch_size,
         table.length,
         4 if probe.dtype == "float32" else 2,
-        optimizer=_kind(recipe),
+        optimizer=recipe.train.optimizer,
         whole_scores=cpu and table.length <= 512,
         compiled=probe.compiled,
+        recompute=table.recompute,
     )
     notes = _notes_here(recipe, probe, memory_limit)
     return StagePlan(
@@ -185,6 +189,8 @@ def _notes_here(recipe: Recipe, probe: "Probe", limit: int) -> list[str]:
     notes = []
     if probe.peak_bytes > limit:
         notes.append(_smaller(recipe, max(1, recipe.train.batch_size // 2)))
+        if not recipe.train.recompute:
+            notes.append("train.recompute=true needs less memory too, for a third more arithmetic")
     if probe.batch_gain is not None and probe.batch_gain > GAIN:
         rows = 2 * recipe.train.batch_size
         notes.append(
@@ -222,6 +228,7 @@ def plan_there(
     counts = schedule_counts(recipe, steps)
     flops = shape.flops_per_token(table.length)
     seconds = {
+        "preparing": preparing_seconds(recipe, tokens, CORES),
         "training": steps * cost.total,
         "compiling": COMPILE_S + WAKE_S,
         "evaluating": counts.evaluations * _evaluation(recipe, shape, cluster),
@@ -274,11 +281,7 @@ def _share(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> Load:
         each = max(1, rows * accumulate // cluster.gpus)
         accumulate = next(n for n in range(-(-each // rows), each + 1) if each % n == 0)
         rows = each // accumulate
-    return Load(shape, rows, table.length, accumulate, _kind(recipe))
-
-
-def _kind(recipe: Recipe) -> Literal["adamw", "muon"]:
-    return "muon" if recipe.train.optimizer == "muon" else "adamw"
+    return Load(shape, rows, table.length, accumulate, table.optimizer, recompute=table.recompute)
 
 
 def _fits(load: Load, cluster: Cluster, strategy: Strategy, limit: int) -> bool:
@@ -293,11 +296,14 @@ def _notes_there(recipe: Recipe, load: Load, cluster: Cluster, strategy: Strateg
     if total % gpus:
         notes.append(f"a step's {total} rows do not divide among {gpus} GPUs; make batch_size x accumulate a multiple")
     if not _fits(load, cluster, strategy, limit):
+        again = load._replace(recompute=True)
         fewer = (rows for rows in range(load.rows - 1, 0, -1) if load.rows % rows == 0)
         rows = next((r for r in fewer if _fits(load._replace(rows=r), cluster, strategy, limit)), None)
         if rows is not None:
             notes.append(_smaller(recipe, rows, load.rows))
-        else:
+        if not load.recompute and _fits(again, cluster, strategy, limit):
+            notes.append("with train.recompute=true it fits as it is, for a third more arithmetic")
+        elif rows is None:
             notes.append("not even one row fits: choose a smaller model, a shorter train.length, or more GPUs (FSDP2)")
     elif step_cost(load, cluster, strategy).launch_bound:
         need = _rows_to_fill(load, cluster)
@@ -338,7 +344,7 @@ def _evaluation(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> float:
 
 def _saved(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of a checkpoint: weights and the optimizer's moments, fp32."""
-    parts = shape.training_memory(1, 1, optimizer=_kind(recipe))
+    parts = shape.training_memory(1, 1, optimizer=recipe.train.optimizer)
     return parts["weights"] + parts["optimizer"]
 
 

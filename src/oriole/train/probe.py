@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -243,6 +243,7 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     base = peak_rss()
     model = LM(shape)
     model.set_dropout(recipe.train.dropout)
+    model.recompute = recipe.train.recompute
     data = _Synthetic(recipe, shape, recipe.train.batch_size, seconds)
     trainer = _trainer(recipe, model, data, max(steps, MAX_STEPS + WARM_UP + 1), folder)
     compiled = trainer.config.compile
@@ -319,8 +320,7 @@ def _update(trainer: Trainer) -> None:
 
 def _moments(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of the optimizer's state."""
-    kind: Literal["adamw", "muon"] = "muon" if recipe.train.optimizer == "muon" else "adamw"
-    return shape.training_memory(1, 1, optimizer=kind)["optimizer"]
+    return shape.training_memory(1, 1, optimizer=recipe.train.optimizer)["optimizer"]
 
 
 def _saving(folder: Path, size: int) -> float:

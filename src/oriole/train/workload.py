@@ -13,7 +13,15 @@ from oriole.train.accelerators import Cluster
 from oriole.train.costs import Load, Strategy, device_memory
 from oriole.train.recipe import Recipe
 
-__all__ = ["Tokens", "expected_tokens", "measured_parts", "preset_recipe", "schedule_counts", "steps_of"]
+__all__ = [
+    "Tokens",
+    "expected_tokens",
+    "measured_parts",
+    "preparing_seconds",
+    "preset_recipe",
+    "schedule_counts",
+    "steps_of",
+]
 
 
 class Tokens(Config):
@@ -92,6 +100,26 @@ def _bytes(path: Path) -> float:
     return path.stat().st_size * PACKED.get(path.suffix, 1.0)
 
 
+# --- before training -------------------------------------------------------------------------------------------------
+
+TOKENIZED, LEARNT = 1.1e6, 2.2e6
+"""Tokens that one core reads, encodes and writes in a second, and bytes of sample from which a tokenizer is learnt in
+a second (docs/results.md)."""
+
+
+def preparing_seconds(recipe: Recipe, tokens: Tokens, cores: float) -> float:
+    """About how long a stage takes to make its tokenizer and shards; 0 for what is packed or made already."""
+    if all(part.shards is not None for part in recipe.parts.values()):
+        return 0.0
+    made = any((recipe.run / "shards").glob(f"{recipe.stage}-*-train-*"))
+    epochs = recipe.train.epochs or 1.0
+    seconds = 0.0 if made else tokens.count / epochs / (TOKENIZED * cores)
+    has_tokenizer = recipe.tokenizer.path is not None or (recipe.run / "tokenizer" / "tokenizer.json").exists()
+    if recipe.stage == "pretrain" and not has_tokenizer:
+        seconds += min(1e6 * recipe.tokenizer.sample_mb, tokens.count / epochs * BYTES_PER_TOKEN) / LEARNT
+    return seconds
+
+
 # --- a preset alone --------------------------------------------------------------------------------------------------
 
 TOKENS_PER_PARAMETER = 20
@@ -103,20 +131,22 @@ ROWS = (64, 32, 16, 8, 4, 2, 1)
 
 
 def preset_recipe(name: str, settings: Sequence[str], cluster: Cluster | None) -> Recipe:
-    """The recipe that `oriole plan 1b` means: pretraining on 20 tokens a parameter, in micro-batches that fit.
+    """The recipe that `oriole plan 1b` means: pretraining on 20 tokens a parameter, in micro-batches that fit, with
+    recomputed activations where not even one row does.
 
     `settings` (key=value) change it like any recipe. Without a cluster the micro-batch has 8 rows.
     """
     shape = preset(name)
     length = min(2048, shape.context)
     large = shape.num_params() >= 100e6
-    rows, gpus = 8, 1
+    rows, gpus, recompute = 8, 1, False
     if cluster is not None:
         gpus = cluster.gpus
         limit = 0.85 * cluster.gpu.memory * 1e9
         strategy: Strategy = "fsdp" if gpus > 1 and shape.num_params() * 16 > 0.5 * limit else "one"
-        fitting = (r for r in ROWS if _peak(Load(shape, r, length, 1, "muon"), cluster, strategy) <= limit)
-        rows = next(fitting, 1)
+        loads = (Load(shape, r, length, 1, "muon", recompute=again) for again in (False, True) for r in ROWS)
+        load = next((one for one in loads if _peak(one, cluster, strategy) <= limit), None)
+        rows, recompute = (1, True) if load is None else (load.rows, load.recompute)
     accumulate = gpus * max(1, STEP_TOKENS[large] // (rows * length * gpus))
     table: dict[str, Any] = {
         "stage": "pretrain",
@@ -131,6 +161,7 @@ def preset_recipe(name: str, settings: Sequence[str], cluster: Cluster | None) -
             "batch_size": rows,
             "accumulate": accumulate,
             "optimizer": "muon",
+            "recompute": recompute,
         },
     }
     overrides = parse_overrides(settings)
