@@ -23,6 +23,10 @@ def start(step: int = 0) -> dict[str, Any]:
     return {"event": "start", "step": step, "device": "cpu", "dtype": "bf16", "compile": False, "threads": 2}
 
 
+def with_mfu(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"start": {"mfu_is": "tokens/s x 3 FLOP a token"}, "step": {"mfu": 0.25}}.get(record["event"], {})
+
+
 def step(n: int, loss: Any = None, **more: Any) -> dict[str, Any]:
     return {
         "event": "step", "step": n, "tokens": 100 * n, "loss": 5.0 / n if loss is None else loss, "grad_norm": 1.0,
@@ -109,6 +113,8 @@ def test_a_finished_run_has_its_figures_and_pictures(tmp_path: Path) -> None:
         assert words in page.words, words
     assert not [tag for tag, _ in page.tags if tag in ("script", "img", "link", "iframe", "object")]
     assert "http" not in page.rawdata.replace("http-equiv", "")
+    mfu = read(write(tmp_path / "gpu" / "pretrain", [with_mfu(record) for record in FINISHED]))
+    assert "MFU" in mfu.titles() and "25.0 %" in mfu.words and "MFU = tokens/s x 3 FLOP a token" in mfu.words
     assert "3.00 → 2.00" in report.text(made) and "not finished" not in report.text(made)
 
 

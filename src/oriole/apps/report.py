@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from oriole.apps.curves import StageLog, number, read_events, read_stage
+from oriole.apps.curves import Points, StageLog, number, read_events, read_stage
 from oriole.apps.reportpage import page
 from oriole.errors import DataError, raise_for_os_error
 from oriole.log import duration, human
@@ -69,6 +70,7 @@ def _stage(stage: StageLog) -> dict[str, Any]:
         "parameters": done.get("parameters"),
         "loss": _finite(done.get("loss", step.get("loss"))),
         "tokens_per_second": done.get("tokens_per_second", step.get("tokens_per_second")),
+        "mfu": _median(stage.points("mfu")),
         "skipped": done.get("skipped", step.get("skipped")),
         "bpb_before": done.get("bpb_before", evaluations[0].get("bpb") if evaluations else None),
         "bpb": done.get("bpb", evaluations[-1].get("bpb") if evaluations else None),
@@ -81,6 +83,11 @@ def _stage(stage: StageLog) -> dict[str, Any]:
 def _finite(value: Any) -> float | None:
     found = number(value)
     return found if math.isfinite(found) else None
+
+
+def _median(points: Points) -> float | None:
+    values = [value for _, value in points if math.isfinite(value)]
+    return round(median(values), 4) if values else None
 
 
 def write(run: Path) -> dict[str, Any]:

@@ -70,14 +70,15 @@ def _lead(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _overview(report: Mapping[str, Any], stages: Sequence[StageLog]) -> str:
     parts = list(dict.fromkeys(part for s in report["stages"].values() for part in s.get("bpb") or {}))
     parts = [part for part in ("zh", "en") if part in parts] or parts[:2]
-    head = ["", "tokens", "steps", "time", "tokens/s", "loss", *(f"bits per byte {part}" for part in parts)]
+    mfu = ["MFU"] if any(s.get("mfu") for s in report["stages"].values()) else []
+    head = ["", "tokens", "steps", "time", "tokens/s", *mfu, "loss", *(f"bits per byte {part}" for part in parts)]
     rows = []
     for stage, made in zip(stages, report["stages"].values(), strict=True):
         steps = made.get("step")
         cells = [
             human(made["tokens"]), f"{steps:,}" if steps is not None else "", duration(made["seconds"]),
             f"{made['tokens_per_second']:,.0f}" if made.get("tokens_per_second") else "",
-            _bits(made.get("loss")),
+            *([_share(made.get("mfu"))] if mfu else []), _bits(made.get("loss")),
         ]  # fmt: skip
         for part in parts:
             before, after = ((made.get(key) or {}).get(part) for key in ("bpb_before", "bpb"))
@@ -103,6 +104,7 @@ def _state(made: Mapping[str, Any]) -> str:
 
 def _stage(stage: StageLog) -> str:
     charts = _charts(stage)
+    mfu = stage.last("start").get("mfu_is")
     times = stage.times()
     times = {name: seconds for name, seconds in times.items() if seconds >= 1e-3 * sum(times.values())}
     words = {name: duration(seconds) if seconds >= 10 else f"{seconds:.1f} s" for name, seconds in times.items()}
@@ -110,6 +112,7 @@ def _stage(stage: StageLog) -> str:
         [
             f'<p class="quiet">{_facts(stage)}</p>',
             charts or "<p>Nothing has been recorded yet.</p>",
+            f'<p class="quiet note">MFU = {visible(mfu)}</p>' if mfu else "",
             f"<h3>Where the time went</h3>{shares(times, words)}" if times else "",
             _events(stage),
             _samples(stage),
@@ -120,7 +123,11 @@ def _stage(stage: StageLog) -> str:
 def _facts(stage: StageLog) -> str:
     start, done = stage.last("start"), stage.last("done")
     compiled = {True: "compiled", False: "not compiled"}.get(start.get("compile", ""), "")
-    threads = f"{start['threads']} threads" if start.get("threads") and start.get("device") == "cpu" else ""
+    threads = (
+        f"{start['threads']} thread{'s' * (start['threads'] != 1)}"
+        if start.get("threads") and start.get("device") == "cpu"
+        else ""
+    )
     size = f"{human(number(done['parameters']))} parameters" if "parameters" in done else ""
     facts = [size, start.get("device", ""), start.get("dtype", ""), compiled, threads]
     return " · ".join(visible(fact) for fact in facts if fact)
