@@ -29,6 +29,7 @@ def test_exit_codes() -> None:
     ("code", "kind", "words"),
     [
         (errno.ENOSPC, ResourceError, "disk is full while writing /x"),
+        (errno.EFBIG, ResourceError, "larger than this system allows while writing /x"),
         (errno.EACCES, ResourceError, "no permission while writing /x"),
         (errno.EIO, DataError, "while writing /x"),
     ],

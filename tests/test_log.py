@@ -21,6 +21,17 @@ def test_metrics_appends_whole_lines_and_keeps_nan_readable(tmp_path: Path) -> N
     assert "黄鹂" in lines[0]
 
 
+@pytest.mark.parametrize("left", ['{"event": "st', "", '{"event": "step"}\n{"torn": "春'])
+def test_metrics_drops_a_torn_last_line_before_it_appends(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(left.encode()[:-1] if left.endswith("春") else left.encode())
+    metrics = Metrics(path)
+    metrics.write({"event": "start"})
+    metrics.close()
+    whole = [] if "\n" not in left else ["step"]
+    assert [json.loads(line)["event"] for line in path.read_text(encoding="utf-8").splitlines()] == [*whole, "start"]
+
+
 @pytest.mark.parametrize(
     ("n", "text"), [(0, "0"), (950, "950"), (1234, "1.23k"), (1_234_567, "1.23M"), (2e9, "2B"), (3e12, "3T")]
 )

@@ -99,5 +99,7 @@ def _main(words: list[str], log: str, hung_disk: bool) -> None:
     if hung_disk:
         from oriole.train import checkpoint
 
-        checkpoint._sync = lambda path: threading.Event().wait()
+        sync, main_thread = checkpoint._sync, threading.main_thread()
+        hang = threading.Event().wait
+        checkpoint._sync = lambda path: sync(path) if threading.current_thread() is main_thread else hang()
     main()

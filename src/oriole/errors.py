@@ -77,6 +77,10 @@ def raise_for_os_error(error: OSError, doing: str, path: str | os.PathLike[str])
             raise ResourceError(
                 f"the disk is full while {doing} {path}; free some space and run the same command again"
             ) from error
+        case errno.EFBIG:
+            raise ResourceError(
+                f"the file would be larger than this system allows while {doing} {path}; raise the limit (ulimit -f)"
+            ) from error
         case errno.EACCES | errno.EPERM | errno.EROFS:
             raise ResourceError(
                 f"no permission while {doing} {path}; check the folder's owner and mode, or choose another path"

@@ -67,6 +67,7 @@ class Metrics:
         self._also = list(also)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_torn_line(path)
             self._file = open(path, "a", encoding="utf-8")
         except OSError as error:
             raise_for_os_error(error, "opening", path)
@@ -93,6 +94,17 @@ class Metrics:
         self._file.close()
         for sink in self._also:
             sink.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a crash or a full disk left of a last line, lest the next record be written behind it."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _finite(value: Any) -> Any:

@@ -188,9 +188,19 @@ def test_what_changes_nothing_about_a_run_may_change(tmp_path: Path, unfinished:
     assert done["tokens"] == 20 * 2 * 2 * 32
 
 
-def test_a_finished_run_is_refused_by_its_recipe(tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone_and_refused_to_another_recipe(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = toy_stage.write_data(tmp_path / "data")
-    run_stage(toy_stage.recipe("pretrain", data, tmp_path / "run"))
+    done = run_stage(toy_stage.recipe("pretrain", data, tmp_path / "run"))
+    folder = tmp_path / "run" / "pretrain"
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"event": "questions", "n": 3}\n')
+    text = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text(text.replace("clip = 1.0\n", ""))
+    capfd.readouterr()
+    assert "clip = " in text and run_stage(toy_stage.recipe("pretrain", data, tmp_path / "run")) == done
+    assert "is finished; nothing to do" in capfd.readouterr().err
     with pytest.raises(ConfigError, match=r"was finished with another recipe \(train differ"):
         run_stage(toy_stage.recipe("pretrain", data, tmp_path / "run", lr=0.5))
 

@@ -4,12 +4,14 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import toy_stage
 from toy_training import Counting, digest, model, trainer
 
 from oriole.errors import Interrupted, ResourceError
@@ -148,6 +150,21 @@ def test_a_second_signal_waits_for_nothing(tmp_path: Path, disk: Disk) -> None:
     disk.free.set()
     made.saver.wait()  # it is written all the same where the process lives on
     assert steps(tmp_path) == [5]
+
+
+@pytest.mark.timeout(600)  # a process, on a machine that may be busy
+def test_a_second_ctrl_c_ends_the_process_in_the_middle_of_a_save(tmp_path: Path) -> None:
+    data = toy_stage.write_data(tmp_path / "data")
+    recipes = toy_stage.write_recipes(tmp_path / "recipes", data, tmp_path / "run")
+    process = toy_stage.oriole(["run", str(recipes)], tmp_path / "log", hung_disk=True)
+    while not list(tmp_path.glob("run/pretrain/checkpoints/*.tmp")):
+        assert process.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    while process.is_alive():  # once more after every tenth of a second: two that come together count as one
+        os.kill(process.pid or 0, signal.SIGINT)
+        process.join(0.1)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 130 and "Traceback" not in said and "Exception ignored" not in said
 
 
 # --- which ones stay -------------------------------------------------------------------------------------------------

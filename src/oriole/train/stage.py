@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import oriole
-from oriole.config import read_toml, to_toml
+from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError, ModelError
 from oriole.log import Metrics, Sink, human, say
 from oriole.model.config import ModelConfig, preset
@@ -114,14 +114,12 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
     path = recipe.folder / "metrics.jsonl"
     if recipe.train.resume == "no" or not path.exists() or not (recipe.folder / "model" / "model.safetensors").exists():
         return None
-    last = path.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-    try:
-        record = json.loads(last)
-    except json.JSONDecodeError:
-        return None
+    record = _last_record(path)
     if record.get("event") != "done":
         return None
-    before, now = read_toml(recipe.folder / "recipe.toml"), _identity(recipe)
+    written = recipe.folder / "recipe.toml"
+    # Read as a recipe, so that a key which did not exist then stands at its default.
+    before, now = _identity(validate(Recipe, read_toml(written), str(written))), _identity(recipe)
     for table in (before, now):  # where and how chattily a stage ran changes nothing about what it is
         for key in ("device", "compile", "log_every", "recompute"):
             table.get("train", {}).pop(key, None)
@@ -134,6 +132,18 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
             "choose another folder with run=… or train it afresh with train.resume=no"
         )
     return dict(record)
+
+
+def _last_record(metrics: Path) -> dict[str, Any]:
+    """The last record that training wrote; the questions that may have been asked afterwards are passed over."""
+    for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            return {}
+        if record.get("event") != "questions":
+            return record
+    return {}
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
