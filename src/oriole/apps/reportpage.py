@@ -14,7 +14,7 @@ from oriole.apps.charts import Band, Chart, Line, draw, merged_marks, shares, vi
 from oriole.apps.curves import Mark, StageLog, number
 from oriole.log import duration, human
 
-__all__ = ["page"]
+__all__ = ["frame", "page"]
 
 MOST_SAMPLES = 7
 """So many continuations of one prompt are shown, the first and the last among them."""
@@ -32,19 +32,27 @@ def page(run: str, report: Mapping[str, Any], stages: Sequence[StageLog]) -> str
             sections.append((f"exam-{len(sections)}", "Examination", _exam(asked) + _answers(report)))
     sections += [(f"stage-{n}", stage.name, _stage(stage)) for n, stage in enumerate(stages)]
     sections.append(("settings", "Settings", "".join(map(_settings, stages))))
+    commit = f"commit {visible(report['commit'])} · " if report["commit"] else ""
+    files = "the figures are in <code>report.json</code>, the curves in each stage's <code>metrics.jsonl</code>"
+    return frame(run, _lead(report), sections, f"Oriole · {commit}{visible(report['device'])} · {files}")
+
+
+def frame(
+    title: str, lead: Sequence[tuple[str, str]], sections: Sequence[tuple[str, str, str]], footer: str = "Oriole"
+) -> str:
+    """A page: `lead` are (figure, what it is), `sections` (id, title, HTML); those without HTML are left out."""
     css = Path(text.__file__).with_name("cleanpage.css").read_text(encoding="utf-8")
     css += Path(__file__).with_name("reportpage.css").read_text(encoding="utf-8")
-    shown = [(name, title, body) for name, title, body in sections if body]
-    commit = f"commit {visible(report['commit'])} · " if report["commit"] else ""
+    shown = [(name, words, body) for name, words, body in sections if body]
     return _PAGE.format(
-        run=visible(run),
+        title=visible(title),
         css=css,
-        lead="".join(f"<div><b>{figure}</b><span>{visible(words)}</span></div>" for figure, words in _lead(report)),
-        nav="".join(f'<a href="#{name}">{visible(title)}</a>' for name, title, _ in shown),
+        lead="".join(f"<div><b>{figure}</b><span>{visible(words)}</span></div>" for figure, words in lead),
+        nav="".join(f'<a href="#{name}">{visible(words)}</a>' for name, words, _ in shown),
         sections="".join(
-            f'<section id="{name}"><h2>{visible(title)}</h2>{body}</section>' for name, title, body in shown
+            f'<section id="{name}"><h2>{visible(words)}</h2>{body}</section>' for name, words, body in shown
         ),
-        footer=f"Oriole · {commit}{visible(report['device'])}",
+        footer=footer,
     )
 
 
@@ -305,15 +313,14 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{run} · Oriole</title>
+<title>{title} · Oriole</title>
 <style>{css}</style>
 </head>
 <body>
-<header class="top"><h1>{run}</h1><div class="lead">{lead}</div></header>
+<header class="top"><h1>{title}</h1><div class="lead">{lead}</div></header>
 <nav>{nav}</nav>
 <main>{sections}</main>
-<footer>{footer} · <code>report.json</code> beside this page holds the figures, <code>metrics.jsonl</code> of each stage
-the curves.</footer>
+<footer>{footer}</footer>
 </body>
 </html>
 """

@@ -302,3 +302,25 @@ def show_report(
 ) -> None:
     """What a run has reached so far, from the files in its folder; with pictures in its report.html."""
     _report(path, as_json)
+
+
+@app.command("compare", epilog="Example: oriole compare runs/a runs/b output=compare.html")
+def compare_runs(
+    words: Annotated[list[str], typer.Argument(help="Run folders, and settings.", metavar="RUN... [KEY=VALUE]...")],
+    as_json: Json = False,
+) -> None:
+    """Runs beside each other: what they have reached and which settings differ; output=FILE.html draws their curves."""
+    from oriole.apps import compare
+    from oriole.config import parse_overrides
+    from oriole.log import say
+
+    paths, settings = paths_and_settings(words)
+    given = parse_overrides(settings)
+    output = given.pop("output", None)
+    if given:
+        raise ConfigError(f"oriole compare: unknown key '{next(iter(given))}'; known here: output")
+    compared = compare.Compared([Path(path) for path in paths])
+    print(json.dumps(compared.table, ensure_ascii=False) if as_json else compare.text(compared))
+    if output is not None:
+        compare.write_page(compared, Path(str(output)))
+        say(f"\nThe curves in one picture: {output}")
