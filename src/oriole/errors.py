@@ -7,6 +7,7 @@
     ├── CheckpointError      a checkpoint that cannot be used to go on
     ├── ResourceError        disk, memory or device that does not suffice
     ├── MissingExtra         an optional library that is not installed
+    ├── PeerFailed           another of the processes that train together has failed
     └── Interrupted          a signal stopped the work after everything was saved      exit 130 / 143
 
 Anything else that escapes is a fault of Oriole's own and keeps its traceback.
@@ -24,6 +25,7 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "OrioleError",
+    "PeerFailed",
     "ResourceError",
     "raise_for_os_error",
 ]
@@ -60,6 +62,10 @@ class MissingExtra(OrioleError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional library: pip install 'oriole-lm[{extra}]'")
+
+
+class PeerFailed(OrioleError):
+    """Another of the processes that train together has failed; says which and why."""
 
 
 class Interrupted(OrioleError):

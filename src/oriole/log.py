@@ -168,7 +168,8 @@ class Tracker:
     def _plain(self) -> None:
         self._last_plain = time.monotonic()
         percent = f" {100 * self.done / self.total:.0f}%" if self.total else ""
-        print(f"{self.what}{percent} · {_status(self)}", file=sys.stderr, flush=True)
+        if not console.quiet:
+            print(f"{self.what}{percent} · {_status(self)}", file=sys.stderr, flush=True)
 
 
 def _status(t: Tracker) -> str:

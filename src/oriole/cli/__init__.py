@@ -16,7 +16,7 @@ import typer
 
 from oriole.cli import data, plan, tokenizer
 from oriole.cli.common import InOut, Json, Settings, new_app, paths_and_settings
-from oriole.errors import ConfigError, DataError, OrioleError
+from oriole.errors import ConfigError, DataError, OrioleError, PeerFailed
 
 if TYPE_CHECKING:
     from oriole.train.recipe import Recipe
@@ -42,6 +42,10 @@ def main() -> None:
     """Entry point of the `oriole` command: an `OrioleError` becomes one sentence and its exit code."""
     try:
         app()
+    except PeerFailed as error:  # once for each machine: the process that failed says it, too
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"oriole: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except OrioleError as error:
         print(f"oriole: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -82,7 +86,8 @@ def demo(settings: Settings = None) -> None:
     from oriole.log import say
 
     recipes = load_recipes("demo", settings or [])
-    _run(recipes)
+    if not _run(recipes):
+        return
     run = recipes[0].run
     _report(run)
     say("\nNext, try:")
@@ -110,21 +115,26 @@ def run(
 ) -> None:
     """Train all stages of a folder in order, skipping finished ones; then write the run's report."""
     loaded = load_recipes(recipes, settings or [])
-    _run(loaded)
-    _report(loaded[0].run)
+    if _run(loaded):
+        _report(loaded[0].run)
 
 
-def _run(recipes: Sequence["Recipe"]) -> None:
-    """Train the stages in order, each followed by its questions where the recipe names some."""
+def _run(recipes: Sequence["Recipe"]) -> bool:
+    """Train the stages in order, each followed by its questions where the recipe names some; whether this is the first
+    of the processes that do it together, or the only one."""
+    from oriole.train import dist
     from oriole.train.lock import alone_in
     from oriole.train.stage import run_stage
 
-    with alone_in(recipes[0].run):  # between the stages, too
+    with dist.started(recipes[0].train.device), alone_in(recipes[0].run):  # between the stages, too
         for recipe in recipes:
-            recipe = _with_builtin_data(recipe)
+            with dist.first():
+                recipe = _with_builtin_data(recipe)
             run_stage(recipe)
-            if recipe.eval.questions:
-                _ask(recipe)
+            with dist.first() as is_first:
+                if is_first and recipe.eval.questions:
+                    _ask(recipe)
+        return dist.rank() == 0
 
 
 def _report(run: Path, as_json: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Documents -> fixed-shape batches: several documents share a row, and none of them sees another."""
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -74,6 +75,7 @@ class Packer:
     def __init__(self, stream: Stream, batch_size: int, length: int) -> None:
         self.stream, self.batch_size, self.length = stream, batch_size, length
         self._waiting: list[Piece] = []  # sorted by length, then by arrival
+        self._queue: deque[tuple[int, int]] = deque()  # length and arrival, oldest first; some have left already
         self._waiting_tokens = 0
         self._arrived = 0
 
@@ -99,7 +101,7 @@ class Packer:
         """The pieces of one row."""
         self._refill()
         space = self.length
-        index: int = min(range(len(self._waiting)), key=lambda i: self._waiting[i][1])
+        index = self._oldest()
         while index >= 0:
             piece = self._waiting.pop(index)
             self._waiting_tokens -= piece[0]
@@ -107,6 +109,14 @@ class Packer:
             yield piece
             # The longest piece not longer than the space left, the youngest of that length; -1: none fits.
             index = bisect_right(self._waiting, space, key=lambda p: p[0]) - 1
+
+    def _oldest(self) -> int:
+        """Where the piece stands that has waited longest."""
+        while True:
+            wanted = self._queue.popleft()
+            index = bisect_left(self._waiting, wanted, key=lambda p: p[:2])
+            if index < len(self._waiting) and self._waiting[index][:2] == wanted:
+                return index
 
     def _refill(self) -> None:
         barren = 0
@@ -116,6 +126,7 @@ class Packer:
             for start in range(0, len(ids), self.length):
                 span = slice(start, start + self.length)
                 insort(self._waiting, (len(ids[span]), self._arrived, ids[span], following[span]), key=lambda p: p[:2])
+                self._queue.append((len(ids[span]), self._arrived))
                 self._arrived += 1
             self._waiting_tokens += len(ids)
             barren = 0 if len(ids) else barren + 1
@@ -138,4 +149,5 @@ class Packer:
             (len(ids), order, np.array(ids, np.int64), np.array(targets, np.int64))
             for order, ids, targets in state["waiting"]
         ]
+        self._queue = deque(sorted((p[:2] for p in self._waiting), key=lambda p: p[1]))
         self._waiting_tokens = sum(p[0] for p in self._waiting)

@@ -6,6 +6,10 @@
 A checkpoint is written beside its place, flushed to the disk, and only then renamed into it; before anything is used,
 every file is compared with the manifest. Tensors are safetensors, the rest is JSON: reading one runs no code. Which of
 them stay follows from their own state.json, so that no list beside them can be wrong.
+
+Processes that hold only rows of a tensor write these, each into a file of its own: model-00001-of-00002.safetensors.
+Its header says under "rows" which ones they are: {name: [first, of how many]}. They are put together again, or cut
+differently, when they are read.
 """
 
 import hashlib
@@ -15,15 +19,16 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from oriole.errors import CheckpointError, raise_for_os_error
@@ -31,7 +36,10 @@ from oriole.log import say
 
 __all__ = [
     "Checkpoint",
+    "Entry",
     "Keep",
+    "Rows",
+    "Wanted",
     "best",
     "latest_valid",
     "load",
@@ -39,6 +47,7 @@ __all__ = [
     "restore_rng",
     "rng_state",
     "save",
+    "save_part",
     "steps",
     "write_json",
 ]
@@ -46,6 +55,18 @@ __all__ = [
 SCHEMA = 1
 TEMPORARY = ".tmp"
 """Suffix of what is being written; whatever still has it was not finished."""
+
+
+Entry = dict[str, Any]
+"""A file's line in the manifest: {"sha256", "size"}."""
+Rows = Mapping[str, Mapping[str, tuple[int, int]]]
+"""By file stem and tensor: the first of the rows that are there, and how many there are in all."""
+Wanted = Callable[[str, str, Sequence[int]], tuple[int, int] | None]
+"""Of a file stem, a tensor and its shape: the first row wanted and the one after the last, or None for all."""
+
+
+def _all_rows(stem: str, name: str, shape: Sequence[int]) -> None:
+    """All rows of all tensors."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +99,32 @@ class Keep:
 
 
 def save(
-    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: Keep = Keep()
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: Keep = Keep(),
+    *,
+    rows: Rows | None = None,
+    ready: Callable[[], None] = lambda: None,
+    others: Callable[[], Mapping[str, Entry]] = dict,
 ) -> Path:
     """Write `root/step-<step>` so that it is either whole or absent; then delete those that `keep` does not want.
 
     Checkpoints of later steps are always deleted: they belong to a branch that was left by resuming from before them.
+    `rows` says of which tensors these are only some rows. `ready` is called when there is a folder for the `save_part`
+    of other processes; `others` waits for them and gives what they returned.
     Raises `ResourceError` when the disk is full; earlier checkpoints are then as they were.
     """
     target = root / f"step-{step}"
-    temporary = root / f"step-{step}{TEMPORARY}"
+    temporary = _temporary(root, step)
     try:
         _remove_leftovers(root)
         temporary.mkdir(parents=True)
-        for stem, named in tensors.items():
-            _write_tensors(temporary / f"{stem}.safetensors", named)
+        ready()
+        files = _write_all(temporary, tensors, rows)
         _write_text(temporary / "state.json", json.dumps({"step": step, **state}, ensure_ascii=False))
-        files = {path.name: {"sha256": _sha256(path), "size": path.stat().st_size} for path in temporary.iterdir()}
+        files |= {"state.json": _entry(temporary / "state.json")} | dict(others())
         _write_text(temporary / "manifest.json", json.dumps({"schema": SCHEMA, "files": files}, indent=1))
         _sync(temporary)
         if target.exists():  # the same step again: the old one stays until the new one is whole
@@ -108,6 +139,31 @@ def save(
     for old in set(steps(root)) - kept:
         shutil.rmtree(root / f"step-{old}", ignore_errors=True)
     return target
+
+
+def save_part(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], rows: Rows) -> dict[str, Entry]:
+    """Write this process's files into the folder that `save` has made in another; their lines of the manifest."""
+    try:
+        return _write_all(_temporary(root, step), tensors, rows)
+    except OSError as error:
+        raise_for_os_error(error, "saving the checkpoint", root / f"step-{step}")
+
+
+def _temporary(root: Path, step: int) -> Path:
+    return root / f"step-{step}{TEMPORARY}"
+
+
+def _write_all(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rows: Rows | None) -> dict[str, Entry]:
+    files = {}
+    for stem, named in tensors.items():
+        path = folder / f"{stem}.safetensors"
+        _write_tensors(path, named, {} if rows is None else rows.get(stem, {}))
+        files[path.name] = _entry(path)
+    return files
+
+
+def _entry(path: Path) -> Entry:
+    return {"sha256": _sha256(path), "size": path.stat().st_size}
 
 
 def peek(path: Path) -> dict[str, Any]:
@@ -131,9 +187,10 @@ def best(root: Path) -> int | None:
     return min(((score, step) for step, score in scores.items() if score is not None), default=(0, None))[1]
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint after comparing every file with the manifest.
+def load(path: Path, wanted: Wanted = _all_rows, *, verify: bool = True) -> Checkpoint:
+    """Read a checkpoint after comparing every file with the manifest, unless another process has just done so.
 
+    `wanted` says which of a tensor's rows are read, as first and last + 1, or None for all.
     Raises `CheckpointError` naming the file that is missing, cut short or changed.
     """
     try:
@@ -149,14 +206,42 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}/manifest.json is damaged ({error})") from error
     if "state.json" not in files:
         raise CheckpointError(f"{path}/manifest.json is damaged (it does not list state.json)")
-    for name, (size, sha256) in files.items():
-        _check(path / name, size, sha256)
+    if verify:
+        for name, (size, sha256) in files.items():
+            _check(path / name, size, sha256)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    tensors = {Path(n).stem: load_file(path / n) for n in files if n.endswith(".safetensors")}
+    tensors = _read_tensors(path, [name for name in files if name.endswith(".safetensors")], wanted)
     return Checkpoint(path, int(state["step"]), state, tensors)
 
 
-def latest_valid(root: Path) -> Checkpoint | None:
+def _read_tensors(folder: Path, names: Iterable[str], wanted: Wanted) -> dict[str, dict[str, Tensor]]:
+    """The tensors of all files, by stem and name; those that lie in several files put together."""
+    out: dict[str, dict[str, Tensor]] = {}
+    pieces: dict[tuple[str, str], list[tuple[int, Tensor]]] = defaultdict(list)
+    for file in sorted(names):
+        stem = re.sub(r"-\d+-of-\d+$", "", Path(file).stem)
+        into = out.setdefault(stem, {})
+        with safe_open(folder / file, framework="pt") as handle:
+            rows = json.loads((handle.metadata() or {}).get("rows", "{}"))
+            for name in handle.keys():
+                shape = handle.get_slice(name).get_shape()
+                first, total = rows.get(name, (0, 0))
+                span = wanted(stem, name, [total, *shape[1:]] if name in rows else shape)
+                if span is None:
+                    piece = handle.get_tensor(name)
+                else:
+                    low, high = (min(max(at - first, 0), shape[0]) for at in span)
+                    piece = handle.get_slice(name)[low:high]
+                if name in rows:
+                    pieces[stem, name].append((first, piece))
+                else:
+                    into[name] = piece
+    for (stem, name), found in pieces.items():
+        out[stem][name] = torch.cat([piece for _, piece in sorted(found, key=lambda pair: pair[0])])
+    return out
+
+
+def latest_valid(root: Path, wanted: Wanted = _all_rows) -> Checkpoint | None:
     """The newest checkpoint below `root` that is whole, None when there is none at all.
 
     Every newer one that was refused is reported with the reason. Raises `CheckpointError` when there are checkpoints
@@ -166,7 +251,7 @@ def latest_valid(root: Path) -> Checkpoint | None:
     found = sorted(steps(root), reverse=True)
     for step in found:
         try:
-            return load(root / f"step-{step}")
+            return load(root / f"step-{step}", wanted)
         except CheckpointError as error:
             say(f"checkpoint step-{step} is not used: {error}", "yellow")
     if found:
@@ -207,10 +292,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, tuple[int, int]]) -> None:
     on_host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(on_host, path)
+        save_file(on_host, path, metadata={"rows": json.dumps(rows)} if rows else None)
     except SafetensorError as error:
         # The library gives the system's error number only inside its text.
         if match := re.search(r"os error (\d+)", str(error)):

@@ -9,7 +9,7 @@ import functools
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -31,6 +31,7 @@ from oriole.train.lock import alone_in
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
+from oriole.train.parallel import Kind, Parallel
 from oriole.train.pilot import Pilot
 from oriole.train.skipped import PATIENCE, Skipped
 from oriole.train.smart import SmartConfig
@@ -66,6 +67,8 @@ class TrainConfig(Config):
     """How many of the best by validation stay as well; above 0, every evaluation is followed by a checkpoint."""
     keep_every: int = Field(0, ge=0)
     """Checkpoints of every so many steps stay for ever; 0: none."""
+    parallel: Kind = "auto"
+    """With several processes: ddp (each holds the model), fsdp (each holds a part of it); auto: ddp."""
     resume: str = "auto"
     """auto: from the newest whole checkpoint in `folder`; no: afresh; or the path of a checkpoint."""
 
@@ -108,15 +111,19 @@ class Trainer:
         flops_per_token: float = 0.0,
         smart: SmartConfig | None = None,
     ) -> None:
-        if dist.world() > 1:
-            raise ConfigError("training with several processes is not possible yet; start one process")
         self.objective, self.data, self.config, self.metrics = objective, data, config, metrics
         self.folder = folder
         self.device = choose_device(config.device)
         self.dtype, self._why_dtype = choose_dtype(self.device, config.dtype)
         self.model = model.to(self.device)
+        self.parallel = Parallel(model, config.parallel, self.device)
         self.optimizer = Optimizer(model, optim, config.steps, loss_scale=self.dtype == torch.float16)
         self._evaluate = evaluate
+        if self.parallel.sharded and optim.kind == "adafactor":
+            raise ConfigError(
+                "train.optimizer=adafactor looks at whole matrices, of which train.parallel=fsdp leaves each process a "
+                "part; use train.parallel=ddp or another optimizer"
+            )
         self._data_wait = DataWait()
         self._mfu: Mfu | None = None
         if flops_per_token:
@@ -173,7 +180,7 @@ class Trainer:
         micro, wait = self._fetch()
         shape = getattr(self.model, "config", None)
         self.pilot.prepare(self.now.step, micro, shape, self.device, self.dtype.itemsize)
-        total = self.now.tokens + (self.config.steps - self.now.step) * sum(b.tokens.numel() for b in micro)
+        total = self.now.tokens + (self.config.steps - self.now.step) * _tokens(micro)
         window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
         self.model.train()
         self.now.stepping.start()
@@ -202,20 +209,25 @@ class Trainer:
     def _fetch(self) -> tuple[list[Batch], float]:
         """The micro-batches of one step, on the device, and the seconds the host waited for them."""
         start = time.monotonic()
-        pieces = self.pilot.micro.split([next(self.data) for _ in range(self.config.accumulate)])
+        batches = [next(self.data) for _ in range(self.config.accumulate)]
+        # Every process reads all batches of a step, so that where the data stand is the same everywhere.
+        pieces = self.pilot.micro.split(dist.share(batches))
         micro = [piece.to(self.device) for piece in pieces]
         return micro, time.monotonic() - start
 
     def _step(self, micro: list[Batch], wait: float, window: Window) -> None:
+        if dist.world() > 1:  # to each its own dropout, the same again after a resume by any number of processes
+            dist.seed(self.config.seed, self.now.step)
         total = dist.sum(torch.stack([self.objective.weight(b) for b in micro]).sum())  # before any forward
         total = total + (total == 0)  # a step without a trained unit has loss 0, not 0 / 0
         pieces, losses, sums = self._gradients(micro, total)
-        loss = torch.stack(losses).sum()
+        loss, *rest = dist.sum(torch.stack([torch.stack(losses).sum(), *sums.values()]))
+        sums = dict(zip(sums, rest, strict=True))
         self.optimizer.lr_scale = self.pilot.lr_scale(self.now.step)
         norm, skipped = self.optimizer.step(self.now.step, loss)
         self.now.step += 1
         self._skipped.note(self.now.step, self.now.tokens, pieces, losses, norm, skipped)
-        self.now.tokens += sum(b.tokens.numel() for b in micro)
+        self.now.tokens += _tokens(micro)
         window.add({"loss": loss, "grad_norm": norm, **self.optimizer.gauges(), **sums}, skipped, wait)
         self.pilot.note(self.now.step, loss)
         if observe := getattr(self.data, "observe", None):
@@ -240,17 +252,17 @@ class Trainer:
     def _sum_up(self, pieces: list[Batch], total: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
-        for batch in pieces:
-            part = self._backward(batch, total)
+        for i, batch in enumerate(pieces):
+            part = self._backward(batch, total, last=i == len(pieces) - 1)
             losses.append(part.sum.detach() / total)
             for name, value in part.metrics.items():
                 sums[name] = sums.get(name, torch.zeros_like(total)) + value.detach() / total
         return losses, sums
 
-    def _backward(self, batch: Batch, total: Tensor) -> Loss:
+    def _backward(self, batch: Batch, total: Tensor, *, last: bool = True) -> Loss:
         """Forward and backward of one micro-batch; its gradients are added to those of the others."""
         try:
-            loss = self._forward_backward(batch, total)
+            loss = self._forward_backward(batch, total, last)
         except Exception as error:
             # A compiler may be there and yet not work; it is used first when no gradient exists yet.
             if not self._untried_compiler or not from_compiler(error):
@@ -258,15 +270,17 @@ class Trainer:
             say(f"torch.compile failed ({_first_line(error)}); going on without it", "yellow")
             self._compiled, self._model_call, self._objective_call = False, self.model, self.objective
             self.model.zero_grad()
-            loss = self._forward_backward(batch, total)
+            self.parallel.reset()
+            loss = self._forward_backward(batch, total, last)
         self._untried_compiler = False
         return loss
 
-    def _forward_backward(self, batch: Batch, total: Tensor) -> Loss:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self._objective_call(self._model_call, batch)
-        share = loss.sum * dist.world() / total
-        (share if self.optimizer.scale is None else share * self.optimizer.scale).backward()  # type: ignore[no-untyped-call]
+    def _forward_backward(self, batch: Batch, total: Tensor, last: bool) -> Loss:
+        with self.parallel.micro(last):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.parallel.call(lambda: self._objective_call(self._model_call, batch))
+            share = loss.sum * dist.world() / total
+            (share if self.optimizer.scale is None else share * self.optimizer.scale).backward()  # type: ignore[no-untyped-call]
         return loss
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -318,8 +332,10 @@ class Trainer:
             return
         evaluate = functools.partial(self._evaluate, self.now.step)
         start = time.monotonic()
-        with self.now.stepping.paused(), undisturbed(self.model, self.device):
-            result = self._stop.breakable(evaluate)
+        with self.now.stepping.paused(), undisturbed(self.model, self.device), self.parallel.gathered():
+            # Several processes evaluate together: none may leave the others in the middle.
+            alone = dist.world() == 1
+            result = self._stop.breakable(evaluate) if alone else _first_result(evaluate())
         if result is None:  # broken off by a signal; done again after the resume
             return
         self.now.evaluated_at = self.now.step
@@ -335,7 +351,7 @@ class Trainer:
     def _announce(self) -> None:
         dtype = DTYPE_NAMES[self.dtype]
         compiled = "compiled" if self._compiled else "not compiled"
-        say(f"on {self.device} in {dtype} ({self._why_dtype}), {compiled} ({self._why_compile})")
+        say(f"on {self.device} in {dtype} ({self._why_dtype}), {compiled} ({self._why_compile}), {self.parallel.name}")
         if self._mfu is not None:
             say(f"MFU = {self._mfu}")
         self.metrics.write(
@@ -347,6 +363,8 @@ class Trainer:
                 "dtype_why": self._why_dtype,
                 "compile": self._compiled,
                 "compile_why": self._why_compile,
+                "parallel": self.parallel.name,
+                "processes": dist.world(),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 **({} if self._mfu is None else self._mfu.record()),
@@ -399,14 +417,16 @@ class Trainer:
         self.metrics.write({"event": "save", "step": self.now.step, "seconds": round(time.monotonic() - start, 3)})
 
     def _stop_if_asked(self) -> None:
-        if self._stop.signum is not None:
+        signum = dist.agree(self._stop.signum or 0)  # whoever the signal was sent to, all stop after the same step
+        if signum:
             self._save()
             self.saver.wait()
-            name = signal.Signals(self._stop.signum).name
+            dist.barrier()
+            name = signal.Signals(signum).name
             raise Interrupted(
                 f"stopped by {name} after step {self.now.step} of {self.config.steps}; all is saved in "
                 f"{self.saver.folder}, and the same command goes on from there",
-                self._stop.signum,
+                signum,
             )
 
 
@@ -416,6 +436,16 @@ def fingerprint_of(
     """What a checkpoint must share with a run for the resumed run to equal the unbroken one, by the recipe's keys."""
     own = {"steps": config.steps, "accumulate": config.accumulate, "seed": config.seed}
     return flat({"train": own | optim.model_dump(mode="json"), "smart": smart.identity()}) | flat(more)
+
+
+def _first_result(result: dict[str, Any]) -> dict[str, Any]:
+    """The first process's result in all of them: what is decided by it must be decided alike."""
+    return dist.told(lambda: result)
+
+
+def _tokens(micro: Sequence[Batch]) -> int:
+    """Positions of a step in all processes, of which `micro` is this one's equal share."""
+    return dist.world() * sum(batch.tokens.numel() for batch in micro)
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oriole.train.orthogonal import Method, fast_dtype, orthogonalise
+from oriole.train.parallel import as_rows_of, local, span, whole
 
 __all__ = ["Muon"]
 
@@ -66,7 +67,7 @@ class Muon:
                 start, neurons = start + rows, neurons + max(rows, columns)
             assert start == parameter.shape[0], "the parts of a fused matrix are all of it"
             if normalise:
-                self.second_moment.append(parameter.new_zeros(neurons))
+                self.second_moment.append(torch.zeros(neurons, dtype=parameter.dtype, device=parameter.device))
 
     @torch.no_grad()
     def step(self, lr: float, weight_decay: float, divisor: Tensor, bad: Tensor) -> None:
@@ -82,17 +83,20 @@ class Muon:
                 stack = torch.empty(
                     (len(some), rows, columns), dtype=fast_dtype(ahead[0].device), device=ahead[0].device
                 )
-                torch._foreach_copy_(list(stack), [_rows(ahead, part) for part in some])
+                torch._foreach_copy_(list(stack), self._matrices(ahead, some))
                 update = orthogonalise(stack, self.method).float()
                 if self.normalise:
                     self._even(update, some, good)
-                weights = [_rows(self.parameters, part) for part in some]
+                weights, updates = self._held(update, some)
                 if self.cautious:
-                    held = torch.stack(weights)
-                    update.addcmul_(held, (held * update).gt_(0), value=weight_decay / stretch)
+                    nearer = torch._foreach_mul(weights, updates)
+                    torch._foreach_sign_(nearer)
+                    torch._foreach_clamp_min_(nearer, 0)
+                    torch._foreach_addcmul_(updates, weights, nearer, value=weight_decay / stretch)
                 else:
                     torch._foreach_mul_(weights, 1 - lr * weight_decay * good)
-                torch._foreach_sub_(weights, list(update.mul_(lr * stretch * good)))
+                update.mul_(lr * stretch * good)
+                torch._foreach_sub_(weights, updates)
 
     def tensors(self) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
         """The state itself: parameter, name, tensor."""
@@ -106,14 +110,34 @@ class Muon:
 
         Infinite times zero is not zero: hence `nan_to_num_`. A parameter without gradient has one of zeros.
         """
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        grads = [torch.zeros_like(local(p)) if p.grad is None else local(p.grad) for p in self.parameters]
+        momentum = [local(m) for m in self.momentum]
         for grad in grads:
             grad.nan_to_num_(0.0, 0.0, 0.0)
         torch._foreach_mul_(grads, torch.where(bad > 0, 0.0, (1 - MOMENTUM) / divisor))
-        torch._foreach_mul_(self.momentum, torch.where(bad > 0, 1.0, MOMENTUM))
-        torch._foreach_add_(self.momentum, grads)
-        torch._foreach_add_(grads, self.momentum, alpha=MOMENTUM)
+        torch._foreach_mul_(momentum, torch.where(bad > 0, 1.0, MOMENTUM))
+        torch._foreach_add_(momentum, grads)
+        torch._foreach_add_(grads, momentum, alpha=MOMENTUM)
         return grads
+
+    def _matrices(self, ahead: list[Tensor], parts: list[_Part]) -> list[Tensor]:
+        """The parts of `ahead`, of which this process may hold some rows only: they are gathered, and every process
+        makes the whole update."""
+        places = {part.place for part in parts}
+        whole_ones = {place: whole(as_rows_of(ahead[place], self.parameters[place])) for place in places}
+        return [whole_ones[part.place][part.start : part.start + part.rows] for part in parts]
+
+    def _held(self, update: Tensor, parts: list[_Part]) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights of the parts that this process holds, and the same rows of their updates (k, rows, columns)."""
+        weights, updates = [], []
+        for part, rows in zip(parts, update, strict=True):
+            parameter = self.parameters[part.place]
+            start, stop = span(parameter)
+            first = max(start, part.start)
+            last = max(first, min(stop, part.start + part.rows))
+            weights.append(local(parameter)[first - start : last - start])
+            updates.append(rows[first - part.start : last - part.start])
+        return weights, updates
 
     def _even(self, update: Tensor, parts: list[_Part], good: Tensor) -> None:
         """Gives the neurons of the updates (k, rows, columns) like sizes, in place."""
@@ -132,7 +156,3 @@ def _chunks(parts: list[_Part], size: int, device: torch.device) -> list[list[_P
     """The parts in batches that do not claim much fresh memory; `size`: the numbers in one part."""
     most = max(1, (CPU_CHUNK if device.type == "cpu" else CHUNK) // size)
     return [parts[i : i + most] for i in range(0, len(parts), most)]
-
-
-def _rows(tensors: Sequence[Tensor], part: _Part) -> Tensor:
-    return tensors[part.place][part.start : part.start + part.rows]

@@ -21,9 +21,13 @@ from oriole.train.clipping import NormWindow
 from oriole.train.groups import groups_of
 from oriole.train.muon import Muon
 from oriole.train.orthogonal import Method
+from oriole.train.parallel import as_rows_of, local, whole
 from oriole.train.schedules import Schedule, lr_at
 
 __all__ = ["Kind", "OptimConfig", "Optimizer"]
+
+BY_ROWS = ("exp_avg", "exp_avg_sq", "momentum")
+"""State of which a process holds the rows that it holds of the parameter; it has the whole of all other."""
 
 FUSED_SKIPS = ("cpu", "cuda")
 """Devices whose fused kernel honours grad_scale and found_inf; elsewhere the host looks at the norm itself."""
@@ -135,7 +139,7 @@ class Optimizer:
         `loss` is not finite.
         """
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         scale = self.scale if self.scale is not None else torch.ones_like(norm)
         norm = norm / scale
         bad = (~(norm.isfinite() & loss.isfinite())).float()
@@ -200,7 +204,8 @@ class Optimizer:
                     self._inner.state[parameter] = self._state(parameter, name, left)
         if self._muon is not None:
             for parameter, key, tensor in self._muon.tensors():
-                tensor.copy_(_take(left, f"{self._names[id(parameter)]}.{key}", tensor.shape))
+                name = f"{self._names[id(parameter)]}.{key}"
+                local(tensor).copy_(_take(left, name, local(tensor).shape))
         self.lr_scale = float(left.pop("oriole.lr_scale", torch.ones(())))  # absent before 2026-11-26
         device = self.skipped.device
         if self._window is not None:
@@ -216,8 +221,8 @@ class Optimizer:
     def _state(self, parameter: nn.Parameter, name: str, left: dict[str, Tensor]) -> dict[str, Tensor]:
         """What AdamW or Adafactor keeps of one parameter, taken out of `left`."""
         state = {
-            key: _take(left, f"{name}.{key}", shape).to(parameter.device, parameter.dtype)
-            for key, shape in _state_shapes(parameter, self.config.kind).items()
+            key: as_rows_of(_take(left, f"{name}.{key}", shape).to(parameter.device, parameter.dtype), parameter)
+            for key, shape in _state_shapes(local(parameter).shape, self.config.kind).items()
         }
         # The fused CUDA kernel of AdamW counts on the device, all others on the host.
         step = _take(left, f"{name}.step", ()).to(parameter.device if self._fused_skips else "cpu", torch.float32)
@@ -241,8 +246,8 @@ def _inner(groups: list[dict[str, Any]], config: OptimConfig, *, fused: bool) ->
     return _AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _state_shapes(parameter: nn.Parameter, kind: Kind) -> dict[str, tuple[int, ...]]:
-    shape = tuple(parameter.shape)
+def _state_shapes(given: Iterable[int], kind: Kind) -> dict[str, tuple[int, ...]]:
+    shape = tuple(given)
     if kind != "adafactor":
         return {"exp_avg": shape, "exp_avg_sq": shape}
     if len(shape) < 2:

@@ -10,7 +10,7 @@ from torch import Tensor
 from oriole.errors import CheckpointError
 from oriole.log import Metrics, say
 from oriole.model.config import ModelConfig
-from oriole.train import checkpoint
+from oriole.train import checkpoint, dist
 from oriole.train.batch import Batch
 from oriole.train.guard import out_of_memory
 from oriole.train.microbatch import MicroBatches
@@ -50,7 +50,10 @@ class Pilot:
     ) -> None:
         """Before the first step of a process: choose the rows, where that is wanted and was not done before."""
         if self.config.micro_batch and self.micro.rows is None and shape is not None:
-            if (decision := self.micro.choose(micro, shape, device, width)) is not None:
+            decision = self.micro.choose(micro, shape, device, width)
+            # Of several processes that go through a step together, the one with the least memory decides.
+            self.micro.rows = -dist.agree(-(self.micro.rows or 0)) or None
+            if decision is not None:
                 self._say(decision, step)
 
     def smaller(self, error: BaseException, step: int, micro: Sequence[Batch]) -> bool:
@@ -102,7 +105,7 @@ class Pilot:
     def _roll_back(self, spike: Spike, step: int, saver: Saver) -> bool:
         """Weights, optimizer and progress of an earlier checkpoint; data and random numbers go on from here."""
         saver.wait()
-        saved = checkpoint.steps(saver.folder)
+        saved = dist.told(lambda: checkpoint.steps(saver.folder))
         # An interruption saved in between; a run that was not interrupted has only the regular ones.
         regular = [s for s in saved if self._regular and s % self._regular == 0]
         while saved:
@@ -111,11 +114,12 @@ class Pilot:
             if to is None:
                 break
             try:
-                found = checkpoint.load(saver.folder / f"step-{to}")
+                found = saver.find(str(saver.folder / f"step-{to}"))
             except CheckpointError as error:
                 say(f"checkpoint step-{to} is not used: {error}", "yellow")
                 saved, regular = [s for s in saved if s != to], [s for s in regular if s != to]
                 continue
+            assert found is not None, "a path is found or refused"
             wasted = saver.progress.tokens - found.state["tokens"]
             saver.go_back(found)
             self.smart.rolled_back(to, found.state["pilot"]["smart"], wasted)
@@ -138,11 +142,12 @@ class Pilot:
 
     def take_best(self, saver: Saver) -> None:
         """At the end, where a stage may stop early: the weights of the best evaluation instead of the last step's."""
-        best = checkpoint.best(saver.folder) if self.config.early_stop else None
+        best = dist.told(lambda: checkpoint.best(saver.folder)) if self.config.early_stop else None
         if best is None or best == saver.progress.step:
             return
-        found = checkpoint.load(saver.folder / f"step-{best}")
-        saver.model.load_state_dict(found.tensors["model"])
+        found = saver.find(str(saver.folder / f"step-{best}"))
+        assert found is not None, "a path is found or refused"
+        saver.load_model(found)
         saver.progress.bpb, score = found.state["bpb"], found.state["score"]
         why = f"the model is that of step {best}, with {score:.4f} bits per byte the best of the stage"
         self._say(Decision("best", why, {"best_step": best, "best": score}), saver.progress.step)

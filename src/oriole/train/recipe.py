@@ -109,6 +109,9 @@ class TrainTable(Config):
     """Arithmetic of the matrix products; the weights stay fp32. auto: what the hardware does well."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto: where a compiler is found."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """With several processes (torchrun): ddp, each holds the whole model, or fsdp, each holds a part of weights and
+    optimizer; auto: ddp. `batch_size` x `accumulate` rows are those of all processes together."""
     resume: str = "auto"
     """auto: from the newest valid checkpoint; no: afresh; or the path of a checkpoint."""
     log_every: int = Field(10, ge=1)

@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from oriole.model.lm import LM
 from oriole.text.mixture import Mixture
 from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import reference, track
+from oriole.train import dist, reference, track
 from oriole.train.batch import Packer
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
@@ -51,31 +52,34 @@ def run_stage(recipe: Recipe) -> dict[str, Any]:
 
 
 def _run(recipe: Recipe) -> dict[str, Any]:
-    if done := _finished(recipe):
+    if done := dist.told(lambda: _finished(recipe)):
         say(f"{recipe.folder} is finished; nothing to do (train.resume=no trains it afresh)", "green")
         return done
-    if recipe.train.resume == "no" and recipe.folder.exists():
-        shutil.rmtree(recipe.folder)
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    also = track.sinks(recipe)
-    init = _init_folder(recipe)
-
-    tokenizer = make_tokenizer(recipe, init)
-    train, val = make_shards(recipe, tokenizer)
+    dist.rows_each(recipe.train.batch_size * recipe.train.accumulate)
+    with dist.first() as is_first:
+        if is_first and recipe.train.resume == "no" and recipe.folder.exists():
+            shutil.rmtree(recipe.folder)
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+        also: list[Sink] = track.sinks(recipe) if is_first else []
+        init = _init_folder(recipe)
+        tokenizer = make_tokenizer(recipe, init)
+        train, val = make_shards(recipe, tokenizer)
     model = _model(recipe, tokenizer, init)
     steps = _steps(recipe, train)
     config, optim = train_config(recipe, steps), optim_config(recipe)
     fingerprint = _fingerprint(recipe, model.config, tokenizer, train)
-    # A call that is refused leaves the folder as it was.
-    whole = fingerprint_of(config, optim, recipe.smart, fingerprint)
-    refuse_others(recipe.folder / "checkpoints", config.resume, whole)
-    _write_identity(recipe, tokenizer, train)
-    also += _expected(recipe, model.config, tokenizer, train, val)
+    with dist.first():
+        if is_first:
+            # A call that is refused leaves the folder as it was.
+            whole = fingerprint_of(config, optim, recipe.smart, fingerprint)
+            refuse_others(recipe.folder / "checkpoints", config.resume, whole)
+            _write_identity(recipe, tokenizer, train)
+            also += _expected(recipe, model.config, tokenizer, train, val)
     _describe(recipe, model.config, train, steps)
 
     stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
     data = Packer(stream, recipe.train.batch_size, recipe.train.length)
-    metrics = Metrics(recipe.folder / "metrics.jsonl", also)
+    metrics = Metrics(recipe.folder / "metrics.jsonl" if is_first else Path(os.devnull), also)
     evaluation = _evaluation(recipe, model, tokenizer, val)
     trainer = Trainer(
         model,
@@ -96,10 +100,11 @@ def _run(recipe: Recipe) -> dict[str, Any]:
         metrics.close()
         raise
 
-    chat = recipe.stage == "sft"
-    target = recipe.folder / "model"
-    save_model(model, target, chat=chat)
-    tokenizer.save(target, chat=chat)
+    with trainer.parallel.gathered(), dist.first():
+        if is_first:
+            chat, target = recipe.stage == "sft", recipe.folder / "model"
+            save_model(model, target, chat=chat)
+            tokenizer.save(target, chat=chat)
     done = {"event": "done", "stage": recipe.stage, "parameters": model.config.num_params(), **summary}
     metrics.write(done)
     metrics.close()
@@ -121,7 +126,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
     # Read as a recipe, so that a key which did not exist then stands at its default.
     before, now = _identity(validate(Recipe, read_toml(written), str(written))), _identity(recipe)
     for table in (before, now):  # where and how chattily a stage ran changes nothing about what it is
-        for key in ("device", "compile", "log_every", "recompute"):
+        for key in ("device", "compile", "log_every", "recompute", "parallel"):
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
     keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
@@ -257,6 +262,7 @@ def train_config(recipe: Recipe, steps: int) -> TrainConfig:
         dtype=table.dtype,
         compile=table.compile,
         seed=table.seed,
+        parallel=table.parallel,
         log_every=table.log_every,
         eval_every=recipe.eval.every or max(1, math.ceil(steps / 5)),
         checkpoint_every=recipe.checkpoint.every or max(1, math.ceil(steps / 10)),
@@ -319,7 +325,9 @@ def _evaluation(
             name: round(bits_per_byte(model, s, length=recipe.train.length, max_tokens=recipe.eval.tokens), 4)
             for name, s in val.items()
         }
-        samples = continuations(model, tokenizer, recipe.eval.prompts, chat=recipe.stage == "sft")
+        # The first process's are those that are kept.
+        prompts = recipe.eval.prompts if dist.rank() == 0 else ()
+        samples = continuations(model, tokenizer, prompts, chat=recipe.stage == "sft")
         return {"bpb": bpb, "samples": samples}
 
     return evaluate

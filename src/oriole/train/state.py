@@ -1,9 +1,10 @@
 """Where a run stands, and how that is saved and taken up again."""
 
+import functools
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 from oriole.errors import CheckpointError, OrioleError
 from oriole.log import say
 from oriole.model.config import ModelConfig
-from oriole.train import checkpoint
+from oriole.train import checkpoint, dist
 from oriole.train.gauges import Clock
 from oriole.train.guard import Background
-from oriole.train.optim import OptimConfig, Optimizer
+from oriole.train.optim import BY_ROWS, OptimConfig, Optimizer
+from oriole.train.parallel import local, span
 
 __all__ = ["Progress", "Saver", "Stateful", "flat", "refuse_others"]
 
 RECIPE_KEYS = {"train.kind": "train.optimizer", "train.betas": "train.beta2"}
 """Keys of the fingerprint that a recipe calls otherwise."""
+
+_Tensors = dict[str, dict[str, Tensor]]
+_Work = Callable[..., Any]
 
 
 class Stateful(Protocol):
@@ -88,6 +93,7 @@ class Saver:
     `save` copies everything and returns; a thread writes the copy while training goes on. `check`, `wait`, the next
     `save` and the end of the `with` block raise what went wrong there. `fingerprint` (flat) says what a checkpoint must
     share with this run; `dtype` is the arithmetic's name.
+    Of several processes the first writes; where each holds only some rows of the weights, every one writes its own.
     """
 
     def __init__(
@@ -109,6 +115,8 @@ class Saver:
         self._setting = {"dtype": dtype, "torch": torch.__version__}
         self._writing = Background("oriole-saving")
         self._saved = (-1, -1)
+        self._spans = {n: (*span(p), len(p)) for n, p in model.named_parameters() if local(p) is not p}
+        """First row, last + 1 and number of all rows of the parameters of which this process holds only some."""
 
     def __enter__(self) -> Self:
         return self
@@ -133,19 +141,41 @@ class Saver:
         step, evaluated_at = self.progress.step, self.progress.evaluated_at
         if self._saved == (step, evaluated_at):
             return
+        if dist.rank() > 0 and not self._spans:
+            self._saved = (step, evaluated_at)
+            return
         plain_rng, rng = checkpoint.rng_state(self.device)
         state = self.progress.state_dict() | {name: one.state_dict() for name, one in self.stateful.items()}
         state |= {"score": self.progress.score, "rng": plain_rng, "fingerprint": self.fingerprint, **self._setting}
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), "rng": rng}
         # Nothing of the copy may change while it is written: not the tensors, not the lists inside the states.
         state = json.loads(json.dumps(state))
-        copy = {stem: {name: _copied(t) for name, t in named.items()} for stem, named in tensors.items()}
+        copy, rows = _own_parts(tensors)
+        write: _Work = functools.partial(checkpoint.save, self.folder, step, copy, state, self.keep)
+        if self._spans:
+            write = self._together(step, copy, rows, write)
 
-        def write() -> None:
-            checkpoint.save(self.folder, step, copy, state, self.keep)
+        def run() -> None:
+            write()
             self._saved = (step, evaluated_at)
 
-        self._writing.start(write)
+        self._writing.start(run)
+
+    def _together(self, step: int, copy: _Tensors, rows: checkpoint.Rows, write: _Work) -> _Work:
+        """The part of this process in a checkpoint that all write: the first makes the folder and the manifest."""
+        made, done = dist.key("checkpoint made"), dist.key("checkpoint written")
+        if dist.rank() == 0:
+
+            def others() -> dict[str, checkpoint.Entry]:
+                return {k: v for n in range(1, dist.world()) for k, v in dist.awaited(f"{done}/{n}").items()}
+
+            return functools.partial(write, rows=rows, ready=lambda: dist.publish(made, None), others=others)
+
+        def write_part() -> None:
+            dist.awaited(made)
+            dist.publish(f"{done}/{dist.rank()}", checkpoint.save_part(self.folder, step, copy, rows))
+
+        return write_part
 
     def check(self) -> None:
         """Raise the `ResourceError` of a checkpoint that could not be written; waits for nothing."""
@@ -161,16 +191,9 @@ class Saver:
         Raises `CheckpointError` when it is damaged or belongs to another run.
         """
         self.wait()
-        match how:
-            case "no":
-                shutil.rmtree(self.folder, ignore_errors=True)
-                return None
-            case "auto":
-                found = checkpoint.latest_valid(self.folder)
-                if found is None:
-                    return None
-            case path:
-                found = checkpoint.load(Path(path))
+        found = self.find(how)
+        if found is None:
+            return None
         self.load(found)
         self.progress.clock.add(found.state["seconds"])
         self.progress.stepping.add(found.state["stepping_seconds"])
@@ -182,6 +205,42 @@ class Saver:
                     "yellow",
                 )
         return found.path
+
+    def find(self, how: str) -> checkpoint.Checkpoint | None:
+        """The checkpoint that `how` (auto, no, or a path) means, read and found whole; `no` deletes what there is.
+
+        The first process chooses; the others read what it has found.
+        """
+        found: checkpoint.Checkpoint | None = None
+
+        def choose() -> str | None:
+            nonlocal found
+            match how:
+                case "no":
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                case "auto":
+                    found = checkpoint.latest_valid(self.folder, self._wanted)
+                case path:
+                    found = checkpoint.load(Path(path), self._wanted)
+            return None if found is None else str(found.path)
+
+        chosen = dist.told(choose)
+        if chosen is None or found is not None:
+            return found
+        try:
+            return checkpoint.load(Path(chosen), self._wanted, verify=False)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"process {dist.rank()} cannot read what the first one reads ({error}); "
+                "give the run a folder that all machines share"
+            ) from error
+
+    def _wanted(self, stem: str, name: str, shape: Sequence[int]) -> tuple[int, int] | None:
+        """The rows of a tensor that this process holds; None for all."""
+        owner, _, key = name.rpartition(".")
+        owner = name if stem == "model" else owner if key in BY_ROWS else ""
+        first, last, rows = self._spans.get(owner, (0, 0, -1))
+        return (first, last) if shape and shape[0] == rows else None
 
     def load(self, found: checkpoint.Checkpoint) -> None:
         """Put everything but the clocks into the state of a checkpoint, after checking that it belongs to this run."""
@@ -204,15 +263,45 @@ class Saver:
     def _load_tensors(self, found: checkpoint.Checkpoint) -> None:
         """Model and optimizer."""
         _check_fingerprint(found.path, found.state["fingerprint"], self.fingerprint)
+        self.load_model(found)
+        self.optimizer.load(found.tensors["optimizer"])
+
+    def load_model(self, found: checkpoint.Checkpoint) -> None:
+        """Take the weights of a checkpoint; `CheckpointError` when they have another shape."""
+        loaded, own = found.tensors["model"], self.model.state_dict()
         try:
-            self.model.load_state_dict(found.tensors["model"])
+            if not self._spans:
+                self.model.load_state_dict(loaded)
+                return
+            for name in loaded.keys() | own.keys():
+                if name not in loaded or name not in own or loaded[name].shape != local(own[name]).shape:
+                    raise RuntimeError(f"not the same shape: {name}")
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise CheckpointError(
                 f"{found.path} holds a model of another shape ({lines[min(1, len(lines) - 1)]}); "
                 "give the model the old shape or start afresh with train.resume=no"
             ) from error
-        self.optimizer.load(found.tensors["optimizer"])
+        for name, tensor in own.items():
+            local(tensor).copy_(loaded[name])
+
+
+def _own_parts(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[_Tensors, checkpoint.Rows]:
+    """Copies, by file stem, of what this process has to save, and which rows they are of tensors that are cut.
+
+    What every process has is saved by the first.
+    """
+    copies: _Tensors = {}
+    rows: dict[str, dict[str, tuple[int, int]]] = {}
+    for stem, named in tensors.items():
+        cut = {name: tensor for name, tensor in named.items() if local(tensor) is not tensor}
+        if cut:
+            stem = f"{stem}-{dist.rank() + 1:05}-of-{dist.world():05}"
+            rows[stem] = {name: (span(tensor)[0], len(tensor)) for name, tensor in cut.items()}
+        copy = {n: _copied(local(t)) for n, t in named.items() if n in cut or dist.rank() == 0}
+        if copy:
+            copies[stem] = copy
+    return copies, rows
 
 
 def _copied(tensor: Tensor) -> Tensor:

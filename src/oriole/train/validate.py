@@ -1,5 +1,6 @@
 """Validation while training: bits per byte for each language, and fixed prompts continued greedily."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,7 @@ from oriole.model.lm import LM
 from oriole.text.shards import Shards, View
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
+from oriole.train import dist
 
 __all__ = ["bits_per_byte", "continuations"]
 
@@ -25,7 +27,8 @@ def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: 
 
     Documents are read from the front, each cut into windows of `length` tokens that never see one another, until
     `max_tokens` tokens were used. The first token of a window has no context and is not counted, nor is a reserved
-    token (it has no bytes). Independent of the tokenizer up to that, and of batch and packing.
+    token (it has no bytes). Independent of the tokenizer up to that, and of batch and packing. Of several processes
+    each takes its share of the windows; all must call, and all get the same.
     Returns `nan` when nothing is counted.
     """
     was_training = model.training
@@ -34,7 +37,8 @@ def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: 
     byte_lengths = torch.from_numpy(np.array(shards.byte_lengths)).to(device)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     total_bytes = torch.zeros((), dtype=torch.int64, device=device)
-    for tokens, targets, doc in _batches(_windows(shards, length, max_tokens), batch, device):
+    windows = itertools.islice(_windows(shards, length, max_tokens), dist.rank(), None, dist.world())
+    for tokens, targets, doc in _batches(windows, batch, device):
         h = model(tokens, doc=doc).h
         rows = targets != IGNORE
         logits = model.head("logits", h[rows]).float()  # (N, V): only the rows that count reach the head
@@ -43,6 +47,7 @@ def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: 
         nats += (loss * counted).double().sum()
         total_bytes += byte_lengths[targets[rows]].sum()
     model.train(was_training)
+    nats, total_bytes = dist.sum(nats), dist.sum(total_bytes)
     return float(nats / math.log(2) / total_bytes) if total_bytes > 0 else math.nan
 
 

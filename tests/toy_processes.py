@@ -1,0 +1,181 @@
+"""What each of the processes of test_parallel.py does: `torchrun toy_processes.py SCENARIO FOLDER`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_training import VOCAB, Counting, Records, digest, trainer
+
+from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
+from oriole.model.lm import LM
+from oriole.train import dist
+from oriole.train.batch import Batch, Packer
+from oriole.train.loop import Trainer
+from oriole.train.objectives import LMObjective, Loss
+from oriole.train.optim import Kind, OptimConfig
+
+STEPS = 20
+
+
+class Uneven(Counting):
+    """Every other document is hardly trained on, so that the processes' weights differ."""
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = super().__next__()
+        return ids % VOCAB, mask if self.given % 2 else np.eye(1, len(ids), 1, dtype=np.uint8)[0]
+
+
+class Signals(Packer):
+    """The process of that number gets a signal while it fetches the batches of one step."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        super().__init__(Uneven(), 4, 32)
+        self.left = step if dist.rank() == rank else -1
+
+    def __next__(self) -> Batch:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), 15)
+        return super().__next__()
+
+
+class Broken(LMObjective):
+    """The second step gives NaN in one process."""
+
+    calls = 0
+
+    def __call__(self, lm: LM, batch: Batch) -> Loss:
+        self.calls += 1
+        loss = super().__call__(lm, batch)
+        return Loss(loss.sum * float("nan"), {}) if self.calls == 2 and dist.rank() == 1 else loss
+
+
+class Fails(LMObjective):
+    """One process fails in its third step, with an error of Oriole's or with its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def __call__(self, lm: LM, batch: Batch) -> Loss:
+        self.calls += 1
+        if self.calls == 3 and dist.rank() == 1:
+            raise self.error
+        return super().__call__(lm, batch)
+
+
+def make(folder: Path, *, kind: Kind = "adamw", more: dict[str, Any] | None = None, **config: Any) -> Trainer:
+    """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for."""
+    optim = OptimConfig(lr=1e-2, kind=kind, cautious=kind == "normuon")
+    more = {"data": Packer(Uneven(), 4, 32), "optim": optim} | (more or {})
+    return trainer(folder, **({"steps": STEPS, "accumulate": 4, "log_every": 1, "dropout": 0.0} | config), more=more)
+
+
+def losses(made: Trainer) -> list[float]:
+    assert isinstance(made.metrics, Records)
+    return [record["loss"] for record in made.metrics.of("step")]
+
+
+def weights(made: Trainer) -> str:
+    with made.parallel.gathered():
+        return digest(LM_of(made))
+
+
+def LM_of(made: Trainer) -> torch.nn.Module:
+    plain = torch.nn.Module()
+    for name, parameter in made.model.named_parameters():
+        plain.register_buffer(name.replace(".", "/"), parameter.detach().clone())
+    return plain
+
+
+def half(folder: Path, **config: Any) -> list[float]:
+    """Ten steps, then a signal."""
+    first = make(folder, more={"data": Signals(4 * 9 + 1, 1)}, **config)
+    try:
+        first.fit()
+    except Interrupted as stopped:
+        assert stopped.exit_code == 143
+    else:
+        raise AssertionError("the signal was not heeded")
+    return losses(first)
+
+
+def trajectories(folder: Path) -> dict[str, Any]:
+    """20 steps whole, and 10 and 10 in all combinations, also from a checkpoint `one` of a single process."""
+    found: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        made = make(folder / kind, parallel=kind)
+        made.fit()
+        found[kind] = losses(made)
+        other = "fsdp" if kind == "ddp" else "ddp"
+        found[f"{kind}+{other}"] = half(folder / f"{kind}-half", parallel=kind)
+        second = make(folder / f"{kind}-half", parallel=other)
+        second.fit()
+        found[f"{kind}+{other}"] += losses(second)
+        of_one = make(folder / kind / "again", parallel=kind, resume=str(folder / "one" / "checkpoints" / "step-10"))
+        of_one.fit()
+        found[f"one+{kind}"] = losses(of_one)
+        found[f"normuon {kind}+{other}"] = half(folder / f"normuon-{kind}", kind="normuon", parallel=kind)
+        third = make(folder / f"normuon-{kind}", kind="normuon", parallel=other)
+        third.fit()
+        found[f"normuon {kind}+{other}"] += losses(third)
+    return found
+
+
+def behaviour(folder: Path) -> dict[str, Any]:
+    """Dropout that is resumed, rows that are cut, NaN in one process."""
+    found: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        whole = make(folder / kind, parallel=kind, dropout=0.1, accumulate=1)
+        whole.fit()
+        broken = make(folder / f"{kind}-2", parallel=kind, dropout=0.1, accumulate=1, more={"data": Signals(8, 0)})
+        try:
+            broken.fit()
+        except Interrupted:
+            found[f"{kind} stopped"] = broken.now.step
+        second = make(folder / f"{kind}-2", parallel=kind, dropout=0.1, accumulate=1)
+        second.fit()
+        found[f"{kind} dropout"] = [weights(whole), weights(second)]
+
+        nan = make(folder / f"{kind}-nan", parallel=kind, accumulate=2, steps=6, more={"objective": Broken()})
+        found[f"{kind} skipped"] = nan.fit()["skipped"]
+        found[f"{kind} nan"] = [r["loss"] for r in nan.metrics.of("step")]  # type: ignore[attr-defined]
+        found[f"{kind} weights"] = weights(nan)
+    try:
+        make(folder / "odd", more={"data": Packer(Uneven(), 3, 32)}, accumulate=1).fit()
+    except ConfigError as error:
+        found["odd"] = str(error)
+    return found
+
+
+def fails(folder: Path) -> dict[str, Any]:
+    make(folder, more={"objective": Fails(OrioleError("the disk of this machine is on fire"))}).fit()
+    return {}
+
+
+def crashes(folder: Path) -> dict[str, Any]:
+    make(folder, parallel="fsdp", more={"objective": Fails(ValueError("a fault of our own"))}).fit()
+    return {}
+
+
+if __name__ == "__main__":
+    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    try:
+        with dist.started("cpu"):
+            rank = dist.rank()
+            found = globals()[scenario](folder)
+    except PeerFailed as error:
+        print(f"peer: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OrioleError as error:
+        print(f"own: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))

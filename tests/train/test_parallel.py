@@ -1,0 +1,202 @@
+"""Several processes on loopback train as one does: DDP and FSDP2 with gloo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_processes import STEPS, losses, make
+
+from oriole.errors import ConfigError
+from oriole.train import dist
+from oriole.train.batch import Batch
+
+pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that may be busy
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def program(scenario: str, folder: Path) -> list[str]:
+    return [str(Path(__file__).parents[1] / "toy_processes.py"), scenario, str(folder)]
+
+
+def found(scenario: str, folder: Path) -> list[dict[str, Any]]:
+    """What both processes have found."""
+    command = [*LAUNCH, *program(scenario, folder)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_one_process_equals_two_of_either_kind_and_checkpoints_are_interchangeable(tmp_path: Path) -> None:
+    one = make(tmp_path / "one", checkpoint_every=10)
+    one.fit()
+    normuon = make(tmp_path / "normuon", kind="normuon")
+    normuon.fit()
+
+    first, second = found("trajectories", tmp_path)
+    assert first == second
+    pairs = {"ddp+fsdp", "fsdp+ddp"}
+    assert set(first) == {"ddp", "fsdp", "one+ddp", "one+fsdp"} | pairs | {f"normuon {pair}" for pair in pairs}
+    for name, have in first.items():
+        # Muon rounds to bf16, which makes a last bit a bigger one.
+        want, tolerance = (losses(normuon), 1e-3) if "normuon" in name else (losses(one), 1e-5)
+        assert have == pytest.approx(want[-len(have) :], abs=tolerance), name
+        assert len(have) == (10 if name.startswith("one+") else STEPS)
+
+    # And back: a single process goes on from what two have saved, whole or cut.
+    for kind in ("ddp", "fsdp"):
+        saved = tmp_path / f"{kind}-half" / "checkpoints" / "step-10"
+        assert (saved / "model-00002-of-00002.safetensors").exists() == (kind == "fsdp")
+        alone = make(tmp_path / f"{kind}-alone", resume=str(saved))
+        alone.fit()
+        assert losses(alone) == pytest.approx(losses(one)[10:], abs=1e-5)
+        assert alone.now.tokens == one.now.tokens
+
+
+def test_dropout_is_resumed_signals_are_heeded_by_all_and_nan_is_skipped_by_all(tmp_path: Path) -> None:
+    first, second = found("behaviour", tmp_path)
+    assert first == second  # weights, losses and decisions are the same in both
+    for kind in ("ddp", "fsdp"):
+        assert first[f"{kind} stopped"] == 8
+        whole, resumed = first[f"{kind} dropout"]
+        assert whole == resumed  # bit for bit
+        assert first[f"{kind} skipped"] == 1
+        values = first[f"{kind} nan"]
+        assert [value != value for value in values] == [False, True, False, False, False, False]
+        assert values[-1] < values[0]
+    assert "3 rows" in first["odd"] and "2 processes" in first["odd"] and "multiple of 2" in first["odd"]
+
+
+@pytest.mark.parametrize(
+    "scenario, message",
+    [
+        ("fails", "the disk of this machine is on fire"),
+        ("crashes", "ValueError: a fault of our own"),
+    ],
+)
+def test_a_process_that_fails_ends_the_others_with_its_message(tmp_path: Path, scenario: str, message: str) -> None:
+    """Started by the standard environment variables alone, without torchrun, which would kill the others itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    standard = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    going = [
+        subprocess.Popen(
+            [sys.executable, *program(scenario, tmp_path)],
+            env=ENV | standard | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    first, second = (process.communicate(timeout=300)[1] for process in going)
+    assert [process.returncode for process in going] == [2, 2 if scenario == "fails" else 1]
+    assert f"peer: process 1 failed: {message}" in first and "Traceback" not in first
+    assert message in second and "peer" not in second
+
+
+RECIPE = """
+stage = "pretrain"
+data = "DATA"
+[model]
+vocab_size = 290
+dim = 32
+num_layers = 2
+num_heads = 4
+num_kv_heads = 2
+head_dim = 8
+ffn_dim = 48
+context = 64
+[parts.en]
+files = ["*.jsonl"]
+[tokenizer]
+vocab_size = 290
+[train]
+tokens = 32_000
+batch_size = 4
+accumulate = 2
+length = 64
+compile = false
+dtype = "fp32"
+parallel = "fsdp"
+log_every = 1
+[eval]
+tokens = 2000
+holdout = 0.1
+"""
+
+
+def test_the_command_under_torchrun_stops_by_sigterm_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    texts = [f"The bird number {i} sings in tree {i * 7 % 31} of row {i % 5}." for i in range(300)]
+    (tmp_path / "data" / "birds.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "r.toml").write_text(RECIPE.replace("DATA", str(tmp_path / "data")))
+    run = tmp_path / "run"
+    command = [*LAUNCH, "-m", "oriole.cli", "train", str(tmp_path / "r.toml"), f"run={run}"]
+
+    with subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True) as going:
+        metrics = run / "pretrain" / "metrics.jsonl"
+        while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
+            assert going.poll() is None, going.communicate()[1][-3000:]
+            time.sleep(0.05)
+        going.terminate()
+        _, said = going.communicate(timeout=300)
+    assert going.returncode != 0 and "stopped by SIGTERM after step" in said, said[-3000:]
+
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from step" in done.stderr
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert records[-1]["event"] == "done" and records[-1]["tokens"] >= 32_000
+    steps = [r["step"] for r in records if r["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))  # written by one process, none twice, none lost
+    assert [r["processes"] for r in records if r["event"] == "start"] == [2, 2]
+    assert (run / "pretrain" / "model" / "model.safetensors").exists()
+    assert records[-1]["bpb"]["en"] < records[-1]["bpb_before"]["en"]
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+
+def batches(count: int, rows: int) -> list[Batch]:
+    numbers = torch.arange(count * rows * 2).view(count, rows, 2)
+    return [Batch(n, n, n.int(), n) for n in numbers]
+
+
+@pytest.mark.parametrize("count, rows, world", [(4, 4, 2), (1, 12, 4), (3, 8, 2), (2, 8, 4), (1, 14, 2), (5, 2, 10)])
+def test_the_shares_of_all_processes_are_the_step(
+    monkeypatch: pytest.MonkeyPatch, count: int, rows: int, world: int
+) -> None:
+    monkeypatch.setattr(dist, "world", lambda: world)
+    seen = []
+    for rank in range(world):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        own = dist.share(batches(count, rows))
+        assert all(len(b.tokens) <= rows for b in own)
+        assert sum(len(b.tokens) for b in own) == count * rows // world
+        seen += [row for b in own for row in b.tokens.tolist()]
+    assert sorted(seen) == torch.arange(count * rows * 2).view(-1, 2).tolist()
+
+
+def test_a_launcher_that_forgets_something_is_told_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in dist.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match=r"LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set.*torchrun"), dist.started():
+        pass
+
+
+def test_a_single_process_answers_for_itself() -> None:
+    with dist.started("cpu"), dist.first() as is_first:
+        assert is_first and dist.world() == 1 and dist.rank() == 0
+    assert dist.told(lambda: 3) == 3 and dist.agree(7) == 7
+    x = torch.ones(2)
+    assert dist.sum(x) is x
