@@ -2,11 +2,10 @@
 
     python -m bench.presets          writes them anew: sizes from the shapes, speeds from bench/results/*.jsonl
 
-tests/test_presets.py holds the pages to what this says, from the records up to the time that they name.
+tests/test_presets.py holds the sizes to what this says, and each speed to a record that exists.
 """
 
 import json
-import re
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ RECIPES = ROOT / "src" / "oriole" / "recipes"
 BATCH, LENGTH = 8, 512
 """The batch that the table's training memory is for."""
 
-MARKERS = re.compile(r"<!-- generated: python -m bench\.presets(?:, records up to (\S+))? -->\n.*?<!-- end -->", re.S)
+START, END = "<!-- generated: python -m bench.presets -->", "<!-- end -->"
 
 WORDS = {
     "en": {
@@ -49,20 +48,18 @@ WORDS = {
 def main() -> None:
     """Write the tables between the markers of both pages."""
     found = list(records())
-    until = max((record["time"] for record in found), default="")
     for language, page in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        page.write_text(MARKERS.sub(lambda _: generated(language, found, until), text), encoding="utf-8")  # noqa: B023
+        before, after = text.partition(START)[0], text.partition(END)[2]
+        page.write_text(before + generated(language, found) + after, encoding="utf-8")
         print(f"{page.relative_to(ROOT)} is written")
 
 
-def generated(language: str, found: Sequence[Mapping[str, Any]], until: str) -> str:
-    """The text between the markers, markers included, from the records up to that time."""
+def generated(language: str, found: Sequence[Mapping[str, Any]]) -> str:
+    """The text between the markers, markers included; `found` are the records."""
     words = WORDS[language]
-    kept = [record for record in found if record["time"] <= until]
-    parts = [f"### {words['sizes']}", _sizes(words), f"### {words['speeds']}", _speeds(words, kept)]
-    head = f"<!-- generated: python -m bench.presets, records up to {until} -->"
-    return "\n".join([head, "\n\n".join([*parts, "<!-- end -->"])])
+    parts = [f"### {words['sizes']}", sizes(words), f"### {words['speeds']}", _speeds(words, found), END]
+    return "\n".join([START, "\n\n".join(parts)])
 
 
 def records() -> Iterator[dict[str, Any]]:
@@ -77,7 +74,7 @@ def records() -> Iterator[dict[str, Any]]:
 # --- calculated ------------------------------------------------------------------------------------------------------
 
 
-def _sizes(words: Mapping[str, str]) -> str:
+def sizes(words: Mapping[str, str]) -> str:
     columns = ("preset", "parameters", "context", "flops", "training", "bf16", "fp32", "cache")
     return _table([words[c] for c in columns], [_size(name, shape) for name, shape in PRESETS.items()])
 
