@@ -144,6 +144,8 @@ class EvalTable(Config):
     """Steps between evaluations; 0: about every fifth of the run."""
     tokens: int = Field(20_000, ge=256)
     """At most this many validation tokens for each part."""
+    length: int = Field(0, ge=0)
+    """Tokens in a window of validation text, which sees nothing before it; 0: as in training."""
     holdout: float = Field(0.005, gt=0, lt=0.5)
     """Share of documents held out where a part names no validation files."""
     prompts: tuple[str, ...] = ("今天天气", "从前有一个", "The weather today", "Once upon a time")

@@ -322,7 +322,12 @@ def _evaluation(
     def evaluate(step: int) -> dict[str, Any]:
         """Bits per byte of every part and the fixed prompts' continuations."""
         bpb = {
-            name: round(bits_per_byte(model, s, length=recipe.train.length, max_tokens=recipe.eval.tokens), 4)
+            name: round(
+                bits_per_byte(
+                    model, s, length=recipe.eval.length or recipe.train.length, max_tokens=recipe.eval.tokens
+                ),
+                4,
+            )
             for name, s in val.items()
         }
         # The first process's are those that are kept.
