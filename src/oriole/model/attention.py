@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from oriole.model.config import KEPT
+
 __all__ = ["Backend", "Mask", "attend", "document_bias", "document_mask", "mask_for"]
 
 Mask = Tensor | BlockMask
@@ -24,9 +26,6 @@ skips the blocks that no document fills; fast only when compiled for a GPU."""
 BLOCK, BLOCKS, BLOCKED_FROM = 64, 8, 256
 """grouped: least queries in a block, most blocks in a row, and the length from which they pay (at 128 they cost what
 they save)."""
-KEPT = 1024
-"""grouped: the longest rows whose attention weights are kept for the backward pass; of longer ones they are computed
-again, since they would be most of a step's memory."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, *, backend: Backend) -> Tensor:

@@ -11,6 +11,11 @@ from oriole.errors import ConfigError
 __all__ = ["PRESETS", "ModelConfig", "preset"]
 
 
+KEPT = 1024
+"""Longest rows whose attention weights a CPU keeps for the backward pass (`grouped` in model.attention); of longer ones
+they are computed again, since they would be most of a step's memory."""
+
+
 class ModelConfig(Config):
     """Shape of a decoder that is exactly Qwen3 (dense), or Llama when `qk_norm` is off."""
 
@@ -101,8 +106,8 @@ class ModelConfig(Config):
         block = rows * ((2 * self.dim + 3 * query + 3 * kv + 3 * self.ffn_dim) * b + 2 * self.dim * 4)
         block = block if compiled else int(2.8 * block)
         if whole_scores:
-            seen = length * 5 / 8 if length >= 256 else length  # four blocks of queries see 5/8 of the keys
-            block += int(rows * self.num_heads * seen * (4 if b == 4 else b + 4))
+            parts = max(1, min(8, length // 64)) if length >= 256 else 1  # blocks of queries, as in model.attention
+            block += int(rows * self.num_heads * length * (parts + 1) / (2 * parts) * b)
         blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)

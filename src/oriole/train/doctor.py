@@ -244,7 +244,7 @@ def _choices() -> list[Item]:
     peak = peak_flops(device, dtype)
     attention = "PyTorch's fused kernels (sdpa)"
     if device.type == "cpu":
-        attention = "two plain matrix products up to 512 tokens a row, PyTorch's flash kernel beyond"
+        attention = "plain matrix products in blocks of queries, with a backward pass of their own"
     return [
         Item("device", "ok", f"{device}: {peak.flops / 1e12:.3g} TFLOP/s in {DTYPE_NAMES[dtype]} ({peak.source})"),
         Item("arithmetic", "ok", f"{DTYPE_NAMES[dtype]}: {why_dtype}; weights stay fp32"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from oriole.config import Config
-from oriole.model.config import ModelConfig
+from oriole.model.config import KEPT, ModelConfig
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import (
     BEST_MFU,
@@ -140,7 +140,7 @@ def plan_here(
         table.length,
         4 if probe.dtype == "float32" else 2,
         optimizer=recipe.train.optimizer,
-        whole_scores=cpu and table.length <= 512,
+        whole_scores=cpu and table.length <= KEPT,
         compiled=probe.compiled,
         recompute=table.recompute,
     )
