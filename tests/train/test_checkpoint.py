@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +173,27 @@ def test_a_kill_while_saving_leaves_the_previous_one(tmp_path: Path, at: int) ->
     assert found is not None
     assert found.step == (2 if at == 9 else 1)  # the last flush comes after the rename
     assert torch.equal(found.tensors["model"]["w"], torch.full((2,), float(found.step)))
+
+
+def test_a_kill_between_the_two_renames_of_the_same_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def second(source: Path, target: Path, real: Any = os.replace) -> None:
+        if target.name == "step-4":
+            raise Killed
+        real(source, target)
+
+    write(tmp_path, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", second)
+        with pytest.raises(Killed):
+            write(tmp_path, 4)
+    assert names(tmp_path) == ["step-4.old.tmp", "step-4.tmp"]
+    found = checkpoint.latest_valid(tmp_path)
+    assert found is not None and found.step == 4 and names(tmp_path) == ["step-4"]
 
 
 def test_a_full_disk_is_a_resource_error_and_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

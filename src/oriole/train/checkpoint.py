@@ -271,7 +271,11 @@ def steps(root: Path) -> list[int]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete what an earlier process left half written."""
+    """Delete what an earlier process left half written; one that was only put aside for its successor comes back."""
+    for aside in root.glob(f"step-*.old{TEMPORARY}"):
+        target = root / aside.name.removesuffix(f".old{TEMPORARY}")
+        if not target.exists():
+            os.replace(aside, target)
     for path in root.glob(f"step-*{TEMPORARY}"):
         shutil.rmtree(path, ignore_errors=True)
 
