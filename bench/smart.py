@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench.record import save, settings
 from oriole.demo.corpus import write_corpus
-from oriole.errors import OrioleError
+from oriole.errors import Interrupted, OrioleError
 from oriole.log import console
 from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
@@ -55,7 +55,7 @@ class Case:
 
     what: str
     sides: Mapping[str, Mapping[str, Any]]
-    """By name: keys of `SmartConfig`, and `clip`."""
+    """By name: keys of `SmartConfig`, `clip`, and `narrow`: more rows than a quarter of the batch do not fit."""
     lr: float = 1.0
     """Factor of the learning rate."""
     schedule: str = "cosine"
@@ -67,8 +67,6 @@ class Case:
     """Once the weights turn into nan."""
     documents: int | None = None
     """So few documents to learn from, over and over."""
-    refuse: int = 0
-    """More rows than these do not fit in the memory."""
 
 
 OFF: dict[str, Any] = {}
@@ -83,23 +81,25 @@ SPIKES = {"off": OFF, "cool": COOL, "rollback": BACK, "rollback + cool": BOTH, "
 
 CASES: dict[str, Case] = {
     "clean": Case("nothing is wrong", {"off": OFF, "clip auto": AUTO, "all": ALL}),
-    "constant": Case(
-        "a rate that never falls", {"off": OFF, "plateau": PLATEAU, "all": ALL}, schedule="constant"
+    "high lr": Case(
+        "10 times the learning rate, and it never falls",
+        {"off": OFF, "plateau": PLATEAU, "clip auto": AUTO, "all": ALL},
+        lr=10,
+        schedule="constant",
     ),
-    "high lr": Case("8 times the learning rate", SPIKES | {"plateau": PLATEAU}, lr=8),
     "noise": Case("3 bursts of 8 batches of random tokens", SPIKES, noise=True),
     "nan loss": Case("3 bursts of 8 losses that are nan", {"off": OFF, "rollback": BACK, "all": ALL}, nan=True),
     "nan weights": Case("once the weights turn into nan", {"off": OFF, "rollback": BACK, "all": ALL}, wreck=True),
     "overfitting": Case(
-        "60 documents a language, over and over", {"off": OFF, "early stop": STOP, "plateau": PLATEAU, "all": ALL},
+        "60 documents a language, over and over",
+        {"off": OFF, "early stop": STOP, "plateau": PLATEAU, "all": ALL},
         documents=60,
     ),
     "memory": Case(
-        "room for a quarter of the batch", {"enough memory": OFF, "back-off": {"refuse": True},
-        "micro batch": {"refuse": True, "micro_batch": True}},
-        refuse=4,
+        "room for a quarter of the batch",
+        {"enough memory": OFF, "back-off": {"narrow": True}},
     ),
-}  # fmt: skip
+}
 
 
 class Bursts(Packer):
@@ -208,7 +208,7 @@ def _run(
 ) -> Result:  # fmt: skip
     steps, length, rows = int(chosen["steps"]), int(chosen["seq"]), int(chosen["batch"])
     bursts = {int(share * steps) + n for share in (0.35, 0.6, 0.8) for n in range(1, 9)}
-    config = {key: value for key, value in switches.items() if key not in ("clip", "refuse")}
+    config = {key: value for key, value in switches.items() if key not in ("clip", "narrow")}
     parts = {
         lang: View(some, torch.arange(min(len(some), case.documents or len(some))).numpy())
         for lang, some in shards["pretrain"].items()
@@ -234,7 +234,7 @@ def _run(
         trainer = Trainer(
             model,
             Disturbed(bursts if case.nan else set(), int(0.6 * steps) if case.wreck else 0,
-                      case.refuse if switches.get("refuse") else 0),
+                      rows // 4 if switches.get("narrow") else 0),
             Bursts(stream, rows, length, bad=bursts if case.noise else set(), vocab=vocab),
             TrainConfig(steps=steps, seed=seed, eval_every=every, checkpoint_every=every, compile=False, device="cpu"),
             OptimConfig(lr=float(chosen["lr"]) * case.lr, clip=switches.get("clip", 1.0), schedule=case.schedule),
@@ -247,6 +247,8 @@ def _run(
         ended = ""
         try:
             trainer.fit()
+        except Interrupted:
+            raise
         except OrioleError as error:
             ended = str(error)
     curve = [(r["step"], sum(r["bpb"].values()) / len(LANGS)) for r in records if r["event"] == "eval"]
