@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import SHAPE, Counting, digest, trainer
+from toy_training import Counting, digest, model, trainer
 
 from oriole.errors import ResourceError
 from oriole.model.lm import LM
 from oriole.train.batch import IGNORE, Batch, Packer
 from oriole.train.loop import Trainer
-from oriole.train.microbatch import MARGIN, MicroBatches, _cgroup_left, free_memory, rows_that_fit
+from oriole.train.microbatch import MARGIN, MicroBatches, _cgroup_left, free_memory, memory_of, rows_that_fit
 from oriole.train.objectives import LMObjective, Loss
 from oriole.train.smart import SmartConfig
 
@@ -144,16 +144,15 @@ class Failing(Packer):
 
 
 def test_as_many_rows_as_fit_and_divide_the_batch() -> None:
-    def need(rows: int) -> int:
-        parts = SHAPE.training_memory(rows, 32, 4)
-        return sum(parts.values()) - parts["weights"]
-
+    memory = memory_of(model(), "adamw", CPU, torch.float32, compiled=False)
+    assert memory is not None and memory_of(torch.nn.Linear(2, 2), "adamw", CPU, torch.float32, compiled=False) is None
     for rows in (1, 2, 3, 4, 6, 12):
-        free = math.ceil(need(rows) / MARGIN)
-        assert rows_that_fit(SHAPE, 12, 12, 32, free, 4) == rows
-        assert rows_that_fit(SHAPE, 12, 12, 32, free - 2, 4) == max([r for r in (1, 2, 3, 4, 6) if r < rows], default=1)
-    assert rows_that_fit(SHAPE, 12, 6, 32, 10**12, 4) == 6
-    assert rows_that_fit(SHAPE, 12, 12, 32, 0, 4) == 1
+        parts = memory(rows, 32)
+        free = math.ceil((sum(parts.values()) - parts["weights"]) / MARGIN)
+        assert rows_that_fit(memory, 12, 12, 32, free) == rows
+        assert rows_that_fit(memory, 12, 12, 32, free - 2) == max([r for r in (1, 2, 3, 4, 6) if r < rows], default=1)
+    assert rows_that_fit(memory, 12, 6, 32, 10**12) == 6
+    assert rows_that_fit(memory, 12, 12, 32, 0) == 1
 
 
 def test_with_room_for_all_micro_batch_leaves_the_batch_alone(tmp_path: Path) -> None:

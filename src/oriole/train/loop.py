@@ -29,6 +29,7 @@ from oriole.train.gauges import DataWait, Window
 from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
 from oriole.train.lock import alone_in
 from oriole.train.machine import Mfu, peak_flops
+from oriole.train.microbatch import memory_of
 from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
 from oriole.train.parallel import Kind, Parallel
@@ -178,8 +179,8 @@ class Trainer:
 
     def _train(self) -> None:
         micro, wait = self._fetch()
-        shape = getattr(self.model, "config", None)
-        self.pilot.prepare(self.now.step, micro, shape, self.device, self.dtype.itemsize)
+        memory = memory_of(self.model, self.optimizer.config.kind, self.device, self.dtype, compiled=self._compiled)
+        self.pilot.prepare(self.now.step, micro, memory, self.device)
         total = self.now.tokens + (self.config.steps - self.now.step) * _tokens(micro)
         window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
         self.model.train()

@@ -6,18 +6,23 @@ add up to the same gradient.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from oriole.model.config import ModelConfig
+from oriole.model.config import KEPT
+from oriole.model.lm import LM
 from oriole.train.batch import Batch
+from oriole.train.machine import host_memory
 from oriole.train.smart import Decision
 
-__all__ = ["MicroBatches", "free_memory", "rows_that_fit"]
+__all__ = ["Memory", "MicroBatches", "free_memory", "memory_of", "rows_that_fit"]
+
+Memory = Callable[[int, int], dict[str, int]]
+"""Bytes of a step by part, "weights" among them, for rows and length; `ModelConfig.training_memory` is one."""
 
 MARGIN = 0.8
 """The share of the free memory that is planned with: the rest is for what an estimate forgets, and fragmentation."""
@@ -36,8 +41,8 @@ class MicroBatches:
         whole = _joined(micro)
         return [_rows(whole, start, start + self.rows) for start in range(0, len(whole.tokens), self.rows)]
 
-    def choose(self, micro: Sequence[Batch], shape: ModelConfig, device: torch.device, width: int) -> Decision | None:
-        """Take as many rows as the free memory holds, `width` bytes a number; None where it is not known.
+    def choose(self, micro: Sequence[Batch], memory: Memory, device: torch.device) -> Decision | None:
+        """Take as many rows as the free memory holds; None where it is not known.
 
         A GPU gains by larger pieces, so that micro-batches of the recipe are joined there; a CPU does not.
         """
@@ -46,8 +51,8 @@ class MicroBatches:
             return None
         total, length = sum(len(b.tokens) for b in micro), micro[0].tokens.shape[1]
         most = total if device.type == "cuda" else len(micro[0].tokens)
-        self.rows = rows_that_fit(shape, total, most, length, free, width)
-        needed = sum(_step_memory(shape, self.rows, length, width))
+        self.rows = rows_that_fit(memory, total, most, length, free)
+        needed = _needed(memory, self.rows, length)
         why = f"{_gb(free)} are free, and {self.rows} rows of {length} tokens take about {_gb(needed)}"
         if needed > MARGIN * free:
             why += ", which may not fit (a smaller model or train.length would)"
@@ -73,22 +78,44 @@ class MicroBatches:
         self.rows = state["rows"]
 
 
-def rows_that_fit(shape: ModelConfig, total: int, most: int, length: int, free: int, width: int) -> int:
-    """The largest divisor of `total` up to `most` whose step fits in MARGIN of `free` bytes; 1 where none does.
-
-    Only what is still to come counts: the weights are there already.
-    """
+def rows_that_fit(memory: Memory, total: int, most: int, length: int, free: int) -> int:
+    """The largest divisor of `total` up to `most` whose step fits in MARGIN of `free` bytes; 1 where none does."""
     for rows in range(min(most, total), 1, -1):
-        if total % rows == 0 and sum(_step_memory(shape, rows, length, width)) <= MARGIN * free:
+        if total % rows == 0 and _needed(memory, rows, length) <= MARGIN * free:
             return rows
     return 1
 
 
-def _step_memory(shape: ModelConfig, rows: int, length: int, width: int) -> tuple[int, int]:
-    """Bytes that a step adds to the weights: gradients and the optimizer's state, and what depends on the rows."""
-    parts = shape.training_memory(rows, length, width)
-    fixed = parts["gradients"] + parts["optimizer"]
-    return fixed, sum(parts.values()) - fixed - parts["weights"]
+def memory_of(
+    model: nn.Module,
+    optimizer: Literal["adamw", "muon", "normuon", "adafactor"],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+) -> Memory | None:
+    """How much memory a training step of the model takes, None where nobody has written that down."""
+    if not isinstance(model, LM):
+        return None
+
+    def memory(rows: int, length: int) -> dict[str, int]:
+        return model.config.training_memory(
+            rows,
+            length,
+            dtype.itemsize,
+            optimizer=optimizer,
+            recompute=model.recompute,
+            whole_scores=device.type == "cpu" and length <= KEPT,
+            compiled=compiled,
+        )
+
+    return memory
+
+
+def _needed(memory: Memory, rows: int, length: int) -> int:
+    """Bytes that a step still takes: the weights are there already."""
+    parts = memory(rows, length)
+    return sum(parts.values()) - parts["weights"]
 
 
 def _gb(n: int) -> str:
@@ -130,19 +157,10 @@ def free_memory(device: torch.device) -> int | None:
             free, _ = torch.cuda.mem_get_info(device)
             return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         case "cpu":
-            known = [n for n in (_available(), _cgroup_left(), _addresses_left()) if n is not None]
+            known = [n for n in (host_memory().available, _cgroup_left(), _addresses_left()) if n is not None]
             return max(0, min(known)) if known else None
         case _:
             return None
-
-
-def _available() -> int | None:
-    """MemAvailable of /proc/meminfo."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _cgroup_left(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int | None:

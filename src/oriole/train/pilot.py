@@ -9,11 +9,10 @@ from torch import Tensor
 
 from oriole.errors import CheckpointError
 from oriole.log import Metrics, say
-from oriole.model.config import ModelConfig
 from oriole.train import checkpoint, dist
 from oriole.train.batch import Batch
 from oriole.train.guard import out_of_memory
-from oriole.train.microbatch import MicroBatches
+from oriole.train.microbatch import Memory, MicroBatches
 from oriole.train.smart import Decision, Smart, SmartConfig, Spike
 from oriole.train.state import Saver
 
@@ -45,12 +44,10 @@ class Pilot:
 
     # --- around a step -----------------------------------------------------------------------------------------------
 
-    def prepare(
-        self, step: int, micro: Sequence[Batch], shape: ModelConfig | None, device: torch.device, width: int
-    ) -> None:
+    def prepare(self, step: int, micro: Sequence[Batch], memory: Memory | None, device: torch.device) -> None:
         """Before the first step of a process: choose the rows, where that is wanted and was not done before."""
-        if self.config.micro_batch and self.micro.rows is None and shape is not None:
-            decision = self.micro.choose(micro, shape, device, width)
+        if self.config.micro_batch and self.micro.rows is None and memory is not None:
+            decision = self.micro.choose(micro, memory, device)
             # Of several processes that go through a step together, the one with the least memory decides.
             self.micro.rows = -dist.agree(-(self.micro.rows or 0)) or None
             if decision is not None:
