@@ -129,7 +129,7 @@ def test_no_rate_leaves_its_bounds_and_the_last_is_the_lowest_since_the_warmup(
         assert all_rates[top - 1] == pytest.approx(0.5)  # the peak is where the warmup ends
         assert all_rates[:top] == sorted(all_rates[:top])
     if top < total:
-        end = 0.5 if c.schedule == "constant" else 0.5 * c.min_lr
+        end = 0.5 if c.schedule in ("constant", "plateau") else 0.5 * c.min_lr
         assert all_rates[-1] == pytest.approx(end)
         assert min(all_rates[top:]) == pytest.approx(end)
         if c.schedule != "sgdr":

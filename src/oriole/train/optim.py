@@ -61,11 +61,11 @@ class OptimConfig(Config):
     cautious: bool = False
     """muon and normuon only: decay a weight only where the update, too, brings it nearer to zero."""
     schedule: Schedule = "cosine"
-    """Learning rate after the warmup (schedules.py)."""
+    """Learning rate after the warmup (schedules.py); `plateau` is constant, for smart.plateau to lower it."""
     warmup: float = Field(0.02, ge=0)
     """Linear warmup: below 1 a share of all steps, else a number of steps (not used by `onecycle`)."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Learning rate of the last step as a share of the peak (not used by `constant`)."""
+    """Learning rate of the last step as a share of the peak (not used by `constant` and `plateau`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of all steps, at the end, that decay linearly."""
     cycles: int = Field(3, ge=1)

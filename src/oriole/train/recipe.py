@@ -4,12 +4,13 @@ Nothing here imports torch, so that a typo in a recipe is reported at once.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 from oriole.model.config import ModelConfig, preset
+from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
 
@@ -62,7 +63,8 @@ class TrainTable(Config):
     length: int = Field(512, ge=8)
     """Tokens in a row (T); documents share rows but never see each other."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches summed for one optimizer step."""
+    """Micro-batches summed for one optimizer step; "auto": as many as bring a step to `train.batch_tokens` tokens, by
+    default what suits `train.tokens` (scaling.py)."""
     optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw"
     """adamw or adafactor for everything; muon or normuon for the matrices between embedding and head, with adamw for
     the rest."""
@@ -71,16 +73,17 @@ class TrainTable(Config):
     cautious: bool = False
     """`muon` and `normuon` only: decay a weight only where the update, too, brings it nearer to zero."""
     lr: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW; of Adafactor, whose steps are relative to the size of a weight, 1e-2 is usual."""
+    """Peak learning rate of AdamW; of Adafactor, whose steps are relative to the size of a weight, 1e-2 is usual.
+    "auto", here and in the next two: from model and tokens (scaling.py), for pretraining from random weights."""
     muon_lr: float = Field(0.02, gt=0)
-    """Peak learning rate of Muon, on the same schedule."""
+    """Peak learning rate of Muon, on the same schedule; or "auto"."""
     warmup: float = Field(0.02, ge=0)
     """Steps of linear warmup: below 1 a share of all steps, else a number of steps (not used by `onecycle`)."""
     schedule: Schedule = "cosine"
     """Learning rate after the warmup: cosine, linear, wsd (warmup-stable-decay), sgdr (cosine with warm restarts),
-    onecycle, exponential, constant."""
+    onecycle, exponential, constant, plateau (constant, with `smart.plateau` turned on)."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak (not used by `constant`)."""
+    """Learning rate at the end, as a share of the peak (not used by `constant` and `plateau`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of the steps at the end that decay linearly."""
     cycles: int = Field(3, ge=1)
@@ -90,7 +93,7 @@ class TrainTable(Config):
     rise: float = Field(0.3, gt=0, lt=1)
     """`onecycle` only: the share of the steps that rise to the peak."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay of the matrices (embeddings and norms are never decayed)."""
+    """Decoupled weight decay of the matrices (embeddings and norms are never decayed); or "auto"."""
     beta2: float = Field(0.95, gt=0, lt=1)
     """AdamW's second-moment decay (beta1 is 0.9)."""
     clip: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
@@ -164,7 +167,8 @@ class Recipe(Config):
     data: str = "builtin"
     """The folder that the file globs are relative to; "builtin" is Oriole's own small bilingual world."""
     model: str | ModelConfig = "demo"
-    """A preset's name or a table of the model's shape (first stage only; later stages take `init`'s)."""
+    """A preset's name, a table of the model's shape, a width ("d384") or a number of parameters ("30M"), from which the
+    shape is derived (first stage only; later stages take `init`'s)."""
     init: str = ""
     """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft."""
     track: Literal["none", "tensorboard", "trackio"] = "none"
@@ -187,6 +191,17 @@ class Recipe(Config):
     """When and on how much to validate."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
+    derived: dict[str, str] = Field(default_factory=dict)
+    """Filled in by the rules of scaling.py: keys that were "auto", with their values and where they come from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, table: Any) -> Any:
+        if not isinstance(table, dict):
+            return table
+        if isinstance(train := table.get("train"), dict) and train.get("schedule") == "plateau":
+            table = {**table, "smart": {"plateau": True, **(table.get("smart") or {})}}
+        return settle(table, {name: field.default for name, field in TrainTable.model_fields.items()})
 
     @field_validator("parts")
     @classmethod

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Schedule", "check", "cosine", "exponential", "linear", "lr_at", "onecycle", "sgdr", "wsd"]
 
-Schedule = Literal["cosine", "linear", "wsd", "sgdr", "onecycle", "exponential", "constant"]
+Schedule = Literal["cosine", "linear", "wsd", "sgdr", "onecycle", "exponential", "constant", "plateau"]
 
 ONE_CYCLE_START = 1 / 25
 """First rate of `onecycle` as a share of the peak (torch's and fastai's default)."""
@@ -31,7 +31,7 @@ def lr_at(step: int, total: int, config: "OptimConfig") -> float:
     done = min(n - warmup, left)
     progress = done / left
     match config.schedule:
-        case "constant":
+        case "constant" | "plateau":
             share = 1.0
         case "cosine":
             share = cosine(progress, config.min_lr)

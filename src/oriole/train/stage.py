@@ -346,3 +346,5 @@ def _describe(recipe: Recipe, shape: ModelConfig, train: dict[str, Shards | View
         f"{recipe.stage}: {human(shape.num_params())} parameters, {steps:,} steps of "
         f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {have})"
     )
+    if recipe.derived:
+        say("derived: " + "; ".join(f"{key} {value}" for key, value in recipe.derived.items()))
