@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_doctor_says_what_is_here_and_what_will_be_used(tmp_path: Path) -> None:
     assert all(i["advice"] for i in made["items"] if i["verdict"] == "problem")
     assert "TFLOP/s" in items["device"]["found"] and str(tmp_path) in items["disk"]["found"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_knows_every_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert doctor.EXTRAS.keys() == project["optional-dependencies"].keys() - {"dev"}
+    for extra, (module, _) in doctor.EXTRAS.items():
+        assert any(module in word for word in project["optional-dependencies"][extra])
+
+
+def test_other_programs_are_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for load, verdict in ((0.1, "ok"), (1000.0, "note")):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
+        assert next(i for i in doctor.examine(tmp_path) if i.name == "load").verdict == verdict
 
 
 def test_doctor_piped_is_plain_lines(tmp_path: Path) -> None:

@@ -139,6 +139,9 @@ def test_what_does_not_fit_or_starves_is_said() -> None:
     tight = here(recipe(), measured(), memory_limit=1_000_000_000)
     assert not tight.fits
     assert "train.batch_size=4 train.accumulate=4" in " ".join(tight.notes)
+    card = {"device_is_gpu": True, "device": "a card"}
+    assert here(recipe(), measured(**card), memory_limit=3_000_000_000).fits
+    assert not here(recipe(), measured(**card), memory_limit=2_100_000_000).fits  # driver and libraries need room, too
     hungry = here(recipe(), measured(batch_gain=1.4))
     assert "16 rows at once run 40% faster than 8; try train.batch_size=16 train.accumulate=1" in " ".join(hungry.notes)
     assert here(recipe(), measured(batch_gain=1.05)).notes == ()

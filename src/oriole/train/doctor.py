@@ -104,6 +104,14 @@ def _processor() -> list[Item]:
         f"{widest}; torch uses {torch.backends.cpu.get_cpu_capability()}",
         "without AVX2 training takes many times as long; use another machine" if slow else "",
     )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = load > max(1.0, 0.7 * worth)
+    others = Item(
+        "load",
+        "note" if busy else "ok",
+        f"{load:.1f} processes want {worth:g} cores" if busy else f"{load:.1f} (one minute's average)",
+        "other programs are working: training would be slow, and so is all that is measured now" if busy else "",
+    )
     parallel = bool(torch.backends.openmp.is_available())  # type: ignore[no-untyped-call]
     onednn = ", oneDNN" if torch.backends.mkldnn.is_available() else ""  # type: ignore[no-untyped-call]
     openmp = Item(
@@ -112,7 +120,7 @@ def _processor() -> list[Item]:
         f"{threads} with {'OpenMP' if parallel else 'no OpenMP'}{onednn}",
         "" if parallel else "this torch uses one core; install the public wheel",
     )
-    return [Item("processor", "note" if advice else "ok", found, advice), simd, openmp]
+    return [Item("processor", "note" if advice else "ok", found, advice), simd, openmp, others]
 
 
 def _cpuinfo() -> str:

@@ -12,6 +12,7 @@ from oriole.model.config import KEPT, ModelConfig
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import (
     BEST_MFU,
+    CONTEXT_BYTES,
     KERNELS_BESIDE,
     KERNELS_PER_LAYER,
     LAUNCH_S,
@@ -166,7 +167,7 @@ def plan_here(
         seconds=seconds,
         memory=_measured_memory(parts, probe, copy=cpu and counts.checkpoints > 1),
         memory_limit=memory_limit,
-        fits=probe.peak_bytes <= memory_limit,
+        fits=_within(probe, memory_limit),
         disk=_disk(recipe, probe.save_bytes, shape),
         price=price,
         cost=_cost(price, seconds),
@@ -185,9 +186,14 @@ def _measured_memory(parts: Mapping[str, int], probe: "Probe", copy: bool) -> di
     return known | {"rest": probe.peak_bytes - sum(known.values())}
 
 
+def _within(probe: "Probe", limit: int) -> bool:
+    """Whether the measured peak fits; on a GPU with what driver and libraries hold beside torch's allocations."""
+    return probe.peak_bytes + (CONTEXT_BYTES if probe.device_is_gpu else 0) <= limit
+
+
 def _notes_here(recipe: Recipe, probe: "Probe", limit: int) -> list[str]:
     notes = []
-    if probe.peak_bytes > limit:
+    if not _within(probe, limit):
         notes.append(_smaller(recipe, max(1, recipe.train.batch_size // 2)))
         if not recipe.train.recompute:
             notes.append("train.recompute=true needs less memory too, for a third more arithmetic")
