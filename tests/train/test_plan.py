@@ -182,7 +182,9 @@ def test_what_does_not_fit_gets_smaller_micro_batches_or_fsdp() -> None:
     assert rows * accumulate == 32
     assert there(recipe(batch_size=rows, accumulate=accumulate, length=2048), "H100", "1b").fits
     wide = there(recipe(batch_size=1, accumulate=8, length=2048), "8x3090", "1b")
-    assert wide.strategy == "fsdp"
+    assert wide.strategy == "fsdp" and any("train.parallel=fsdp" in n for n in wide.notes)
+    asked = there(recipe(batch_size=1, accumulate=8, length=2048, parallel="fsdp"), "8xH100", "1b")
+    assert asked.strategy == "fsdp" and not any("train.parallel" in n for n in asked.notes)
     assert there(recipe(batch_size=1, accumulate=8, length=2048), "8xH100", "1b").strategy == "ddp"
 
 

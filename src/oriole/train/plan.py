@@ -226,9 +226,7 @@ def plan_there(
     step_tokens = table.batch_size * table.length * table.accumulate
     load = _share(recipe, shape, cluster)
     limit = int(cluster.gpu.memory * 1e9)
-    strategy: Strategy = "one"
-    if cluster.gpus > 1:
-        strategy = "ddp" if _fits(load, cluster, "ddp", limit) else "fsdp"
+    strategy = _strategy(recipe, load, cluster, limit)
     memory = device_memory(load, cluster, strategy)
     cost = step_cost(load, cluster, strategy, network)
     counts = schedule_counts(recipe, steps)
@@ -290,6 +288,15 @@ def _share(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> Load:
     return Load(shape, rows, table.length, accumulate, table.optimizer, recompute=table.recompute)
 
 
+def _strategy(recipe: Recipe, load: Load, cluster: Cluster, limit: int) -> Strategy:
+    """As `train.parallel` says; where it says nothing DDP if that fits, else FSDP2."""
+    if cluster.gpus == 1:
+        return "one"
+    if recipe.train.parallel != "auto":
+        return recipe.train.parallel
+    return "ddp" if _fits(load, cluster, "ddp", limit) else "fsdp"
+
+
 def _fits(load: Load, cluster: Cluster, strategy: Strategy, limit: int) -> bool:
     return sum(device_memory(load, cluster, strategy).values()) <= ROOM * limit
 
@@ -301,6 +308,8 @@ def _notes_there(recipe: Recipe, load: Load, cluster: Cluster, strategy: Strateg
     total = table.batch_size * table.accumulate
     if total % gpus:
         notes.append(f"a step's {total} rows do not divide among {gpus} GPUs; make batch_size x accumulate a multiple")
+    if strategy == "fsdp" and table.parallel == "auto":
+        notes.append("a whole copy of the model on every GPU does not fit: train with train.parallel=fsdp")
     if not _fits(load, cluster, strategy, limit):
         again = load._replace(recompute=True)
         fewer = (rows for rows in range(load.rows - 1, 0, -1) if load.rows % rows == 0)
