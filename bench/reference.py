@@ -6,7 +6,8 @@
 A run of the same recipe then says at each evaluation whether it goes as expected, and its report shows the band. At
 each of about 60 places the mean and the spread come from a straight line through the records nearby, of all seeds: the
 spread is what a single record deviates from it. Of the bits per byte, which are few, the spread is taken over all
-evaluations together, relative to the value; it is at least 1 % (3 % when there is one seed only).
+evaluations together, relative to the value and widened by sqrt(1 + 1/n), as a new run is compared with the mean of n;
+it is at least 1 % (3 % when there is one seed only). Three seeds are the least that deserve trust.
 """
 
 import json
@@ -114,7 +115,8 @@ def pooled(curves: Sequence[Points]) -> Curve:
     """Mean at each evaluation, and one relative spread for all of them."""
     rows = [(points[0][0], [value for _, value in points]) for points in zip(*curves, strict=True)]
     relative = [statistics.stdev(ys) / statistics.fmean(ys) for _, ys in rows if len(ys) > 1]
-    spread = math.sqrt(statistics.fmean(r * r for r in relative)) if relative else LEAST_OF_ONE
+    widened = math.sqrt(1 + 1 / len(curves))
+    spread = widened * math.sqrt(statistics.fmean(r * r for r in relative)) if relative else LEAST_OF_ONE
     means = [(tokens, statistics.fmean(ys)) for tokens, ys in rows]
     return _curve([(tokens, mean, max(spread, LEAST_SPREAD) * mean) for tokens, mean in means])
 

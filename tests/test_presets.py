@@ -30,9 +30,9 @@ def test_each_speed_has_its_record(language: str) -> None:
     for name, machine, rate, _, mfu, _, _, one, *_ in rows:
         mine = [r for r in found if f"`{r['settings']['preset']}`" == name and r["machine"] == machine]
         training = [r for r in mine if r["case"] == "train"]
-        figures = {(f"{r['tokens_per_second']:,.0f}", f"{r['mfu']:.2f}") for r in training}
+        figures = {(f"{r['tokens_per_second']:,.0f}", f"{r['mfu']:.2f}" if r.get("mfu") else "") for r in training}
         assert not rate or (rate.removesuffix(" \\*"), mfu) in figures, (name, rate)
-        decoding = {presets._rate(r["tokens_per_second"]["one"]) for r in mine if r["case"] == "decode"}
+        decoding = {presets._rate(r["tokens_per_second"].get("one")) for r in mine if r["case"] == "decode"}
         assert not one or one in decoding, (name, one)
 
 
