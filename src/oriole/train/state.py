@@ -115,6 +115,7 @@ class Saver:
         self._setting = {"dtype": dtype, "torch": torch.__version__}
         self._writing = Background("oriole-saving")
         self._saved = (-1, -1)
+        self._copies: _Tensors = {}
         self._spans = {n: (*span(p), len(p)) for n, p in model.named_parameters() if local(p) is not p}
         """First row, last + 1 and number of all rows of the parameters of which this process holds only some."""
 
@@ -150,7 +151,8 @@ class Saver:
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), "rng": rng}
         # Nothing of the copy may change while it is written: not the tensors, not the lists inside the states.
         state = json.loads(json.dumps(state))
-        copy, rows = _own_parts(tensors)
+        copy, rows = _own_parts(tensors, self._copies)
+        self._copies = copy
         write: _Work = functools.partial(checkpoint.save, self.folder, step, copy, state, self.keep)
         if self._spans:
             write = self._together(step, copy, rows, write)
@@ -286,10 +288,11 @@ class Saver:
             local(tensor).copy_(loaded[name])
 
 
-def _own_parts(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[_Tensors, checkpoint.Rows]:
+def _own_parts(tensors: Mapping[str, Mapping[str, Tensor]], old: _Tensors) -> tuple[_Tensors, checkpoint.Rows]:
     """Copies, by file stem, of what this process has to save, and which rows they are of tensors that are cut.
 
-    What every process has is saved by the first.
+    What every process has is saved by the first. The memory of the `old` copies is used again: fresh pages cost many
+    times what copying does.
     """
     copies: _Tensors = {}
     rows: dict[str, dict[str, tuple[int, int]]] = {}
@@ -298,13 +301,17 @@ def _own_parts(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[_Tensors, c
         if cut:
             stem = f"{stem}-{dist.rank() + 1:05}-of-{dist.world():05}"
             rows[stem] = {name: (span(tensor)[0], len(tensor)) for name, tensor in cut.items()}
-        copy = {n: _copied(local(t)) for n, t in named.items() if n in cut or dist.rank() == 0}
+        before = old.get(stem, {})
+        copy = {n: _copied(local(t), before.get(n)) for n, t in named.items() if n in cut or dist.rank() == 0}
         if copy:
             copies[stem] = copy
     return copies, rows
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copied(tensor: Tensor, into: Tensor | None) -> Tensor:
+    """The tensor's values on the host, in the memory of `into` where that fits."""
+    if into is not None and (into.shape, into.dtype) == (tensor.shape, tensor.dtype):
+        return into.copy_(tensor.detach())
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
