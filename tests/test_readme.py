@@ -22,6 +22,7 @@ SHORT = {
     "oriole demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
     "oriole run demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
     "oriole train demo/pretrain": ["train.tokens=8000", *QUICK],
+    "oriole plan demo": ["probe=1", "train.batch_size=2", *QUICK],
     "oriole run 26m": [
         "model=demo", "tokenizer.vocab_size=340", "pretrain.train.tokens=2000", "sft.train.tokens=2000",
         "train.batch_size=2", "train.length=128", "train.accumulate=1", "train.compile=false", "eval.tokens=512",
