@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_training import VOCAB, Counting, Records, digest, trainer
+from toy_training import VOCAB, Counting, Records, digest, model, trainer
 
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
 from oriole.model.lm import LM
@@ -152,6 +152,27 @@ def behaviour(folder: Path) -> dict[str, Any]:
         make(folder / "odd", more={"data": Packer(Uneven(), 3, 32)}, accumulate=1).fit()
     except ConfigError as error:
         found["odd"] = str(error)
+    return found
+
+
+def compiled(folder: Path) -> dict[str, Any]:
+    """Both kinds through torch.compile, with an evaluation in between that calls the plain model."""
+    found: dict[str, Any] = {}
+    tokens = torch.arange(40).view(2, 20) % VOCAB
+    for kind in ("ddp", "fsdp"):
+        lm = model()
+
+        def evaluate(step: int, lm: LM = lm) -> dict[str, Any]:
+            with torch.inference_mode():
+                return {"bpb": {"en": float(lm(tokens).h.square().mean())}}
+
+        made = make(
+            folder / kind, parallel=kind, compile=True, steps=8, eval_every=4, more={"evaluate": evaluate}, lm=lm
+        )
+        made.fit()
+        found[kind] = losses(made)
+        found[f"{kind} compiled"] = made._compiled
+        found[f"{kind} evaluations"] = [r["bpb"]["en"] for r in made.metrics.of("eval")]  # type: ignore[attr-defined]
     return found
 
 

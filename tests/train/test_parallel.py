@@ -102,6 +102,19 @@ def test_a_process_that_fails_ends_the_others_with_its_message(tmp_path: Path, s
     assert message in second and "peer" not in second
 
 
+@pytest.mark.soak
+def test_compiled_models_train_alike(tmp_path: Path) -> None:
+    one = make(tmp_path / "one", steps=8)
+    one.fit()
+    first, second = found("compiled", tmp_path)
+    assert first == second
+    for kind in ("ddp", "fsdp"):
+        assert first[f"{kind} compiled"]
+        assert first[kind] == pytest.approx(losses(one), abs=1e-4)
+    assert first["fsdp evaluations"] == pytest.approx(first["ddp evaluations"], rel=1e-4)
+    assert len(set(first["fsdp evaluations"])) == 3
+
+
 RECIPE = """
 stage = "pretrain"
 data = "DATA"

@@ -401,8 +401,7 @@ class Trainer:
         self._compiled, self._why_compile = choose_compile(self.device, self.config.compile, left)
         self._untried_compiler = self._compiled
         if self._compiled:
-            # Evaluation and generation keep calling the plain model: their shapes would be compiled one by one.
-            self._model_call = torch.compile(self.model, dynamic=False)
+            self._model_call = self.parallel.compile()
             if hasattr(self.objective, "compile"):
                 self._objective_call = copy.copy(self.objective)
                 self._objective_call.compile()

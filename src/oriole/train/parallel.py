@@ -37,6 +37,7 @@ class Parallel:
         self.model = model
         self._ddp: DistributedDataParallel | None = None
         self._pieces: list[FSDPModule] = []  # the whole model, then its parts
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
         if dist.world() == 1:
             self.name = "one process"
         elif kind == "fsdp":
@@ -79,9 +80,32 @@ class Parallel:
             self._pieces[0].set_requires_gradient_sync(last)
         yield
 
+    def compile(self) -> Callable[..., Any]:
+        """What training is to call instead of the model. Evaluation keeps calling the plain one: its shapes would be
+        compiled one by one.
+
+        Of a model that is cut, each block is compiled by itself, between the gathering of its weights and their
+        release.
+        """
+        if not self._pieces:
+            return torch.compile(self.model, dynamic=False)
+        blocks = [piece for piece in self._pieces[1:] if isinstance(piece, nn.Module)]
+        self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in blocks}
+        self._use_compiled(True)
+        return self.model
+
+    def _use_compiled(self, yes: bool) -> None:
+        for block, forward in self._compiled.items():
+            if yes:
+                block.forward = forward
+            else:
+                del block.forward  # and the class's shows again
+
     def reset(self) -> None:
-        """Forget a forward or backward pass that has raised."""
+        """Forget a forward or backward pass that has raised, and what `compile` has made."""
         if self._pieces:
+            self._use_compiled(False)
+            self._compiled = {}
             self._pieces[0].reset_iter_state()
 
     @contextlib.contextmanager
@@ -90,12 +114,14 @@ class Parallel:
 
         All processes must enter. What is changed inside is lost.
         """
+        self._use_compiled(False)
         for piece in self._pieces:
             piece.set_reshard_after_forward(False, recurse=False)
             piece.unshard()
         try:
             yield
         finally:
+            self._use_compiled(True)
             for piece in self._pieces:
                 piece.reshard()
                 piece.set_reshard_after_forward(piece is not self._pieces[0], recurse=False)  # as fully_shard has it
