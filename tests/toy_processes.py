@@ -135,6 +135,7 @@ def behaviour(folder: Path) -> dict[str, Any]:
     for kind in ("ddp", "fsdp"):
         whole = make(folder / kind, parallel=kind, dropout=0.1, accumulate=1)
         whole.fit()
+        found[f"{kind} drawn"] = torch.rand(()).item()
         broken = make(folder / f"{kind}-2", parallel=kind, dropout=0.1, accumulate=1, more={"data": Signals(8, 0)})
         try:
             broken.fit()
