@@ -43,7 +43,7 @@ from oriole.train.validate import bits_per_byte
 
 DEFAULTS = {
     "cases": "", "steps": 400, "seeds": 3, "dim": 128, "layers": 4, "batch": 16, "seq": 128, "vocab": 1024,
-    "lr": 4e-3, "evals": 25, "json": "",
+    "lr": 4e-3, "evals": 25, "dtype": "fp32", "json": "",
 }  # fmt: skip
 
 LANGS = ("zh", "en")
@@ -236,7 +236,8 @@ def _run(
             Disturbed(bursts if case.nan else set(), int(0.6 * steps) if case.wreck else 0,
                       rows // 4 if switches.get("narrow") else 0),
             Bursts(stream, rows, length, bad=bursts if case.noise else set(), vocab=vocab),
-            TrainConfig(steps=steps, seed=seed, eval_every=every, checkpoint_every=every, compile=False, device="cpu"),
+            TrainConfig(steps=steps, seed=seed, eval_every=every, checkpoint_every=every, compile=False, device="cpu",
+                        dtype=chosen["dtype"]),
             OptimConfig(lr=float(chosen["lr"]) * case.lr, clip=switches.get("clip", 1.0), schedule=case.schedule),
             Path(run),
             metrics=records,
