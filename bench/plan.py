@@ -81,7 +81,7 @@ def _trained(name: str, words: list[str]) -> dict[str, Any]:
         raise SystemExit(f"training {name} ended with {child.returncode}")
     run = next(w for w in words if w.startswith("run=")).removeprefix("run=")
     records = (Path(run) / name.partition("/")[2] / "metrics.jsonl").read_text().splitlines()
-    done: dict[str, Any] = json.loads(records[-1])
+    done: dict[str, Any] = next(r for r in map(json.loads, reversed(records)) if r["event"] == "done")
     return done | {"peak_bytes": peak}
 
 

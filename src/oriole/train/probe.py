@@ -254,7 +254,11 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     if saved_bytes <= SAVED_BYTES:
         data.save = trainer.saver.save
     _fit(trainer)
-    saving = data.saving(trainer.saver.wait) if data.save else _saving(folder, saved_bytes)
+    if data.save:  # steps differ among themselves, so that the difference may be more than saving alone would take
+        saving = data.saving(trainer.saver.wait)
+        saving = min(saving, _seconds(lambda: _save(trainer), 1))
+    else:
+        saving = _saving(folder, saved_bytes)
     step, compiling, timed = data.steady()
     on_gpu = trainer.device.type == "cuda"
     stepping = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else peak_rss()
@@ -310,6 +314,11 @@ def _seconds(work: Callable[[], object], times: int) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.monotonic() - start) / times
+
+
+def _save(trainer: Trainer) -> None:
+    trainer.saver.save()
+    trainer.saver.wait()
 
 
 def _update(trainer: Trainer) -> None:
