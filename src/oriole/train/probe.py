@@ -233,7 +233,13 @@ class _Words:
 
 def _trainer(recipe: Recipe, model: LM, data: _Synthetic, steps: int, folder: Path, **changes: Any) -> Trainer:
     config = train_config(recipe, steps).model_copy(
-        update={"accumulate": 1, "resume": "no", "checkpoint_every": 0, "eval_every": 0, **changes}
+        update={
+            "accumulate": min(2, recipe.train.accumulate),
+            "resume": "no",
+            "checkpoint_every": 0,
+            "eval_every": 0,
+            **changes,
+        }
     )
     metrics = Metrics(folder / "metrics.jsonl")
     return Trainer(model, LMObjective(), data, config, optim_config(recipe), folder, metrics=metrics)
@@ -283,7 +289,7 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
         dtype=str(trainer.dtype).removeprefix("torch."),
         compiled=trainer._compiled,
         compile_seconds=compiling,
-        micro_seconds=step - updating,
+        micro_seconds=(step - updating) / trainer.config.accumulate,
         optimizer_seconds=updating,
         steps=timed,
         eval_token_seconds=evaluating / tokens,
