@@ -44,7 +44,7 @@ class Parallel:
             self._shard(model, device)
             self.name = f"{dist.world()} processes, FSDP2"
         else:
-            self._ddp = DistributedDataParallel(_Calls(model), broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._ddp = DistributedDataParallel(_Calls(model), gradient_as_bucket_view=True)
             self.name = f"{dist.world()} processes, DDP"
 
     @property
@@ -133,6 +133,9 @@ class _Calls(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # DDP's own name. Tables that never change need no broadcast before every forward pass; what the argument for
+        # that is called depends on the version of torch.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, work: Callable[[], Any]) -> Any:
         return work()
