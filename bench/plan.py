@@ -9,6 +9,7 @@ Every recipe is planned and then really trained, each in a process of its own, o
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,17 +59,21 @@ def main() -> None:
     _show(rows)
 
 
+def _fresh_cache() -> dict[str, str]:
+    """An environment in which nothing was compiled yet: otherwise training finds what its plan has compiled."""
+    return os.environ | {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="oriole-compiled-")}
+
+
 def _planned(name: str, words: list[str]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "oriole.cli", "plan", name, *words, "--json"], stdout=subprocess.PIPE, check=True
-    )
+    command = [sys.executable, "-m", "oriole.cli", "plan", name, *words, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=_fresh_cache())
     stage: dict[str, Any] = json.loads(done.stdout)["stages"][0]
     return stage
 
 
 def _trained(name: str, words: list[str]) -> dict[str, Any]:
     """The stage's closing record, with the process's highest memory."""
-    child = subprocess.Popen([sys.executable, "-m", "oriole.cli", "train", name, *words])
+    child = subprocess.Popen([sys.executable, "-m", "oriole.cli", "train", name, *words], env=_fresh_cache())
     peak, status = 0, Path(f"/proc/{child.pid}/status")
     while child.poll() is None:
         try:
