@@ -135,6 +135,15 @@ def test_the_parts_of_the_memory_are_the_measured_peak(peak: int) -> None:
     assert plan.peak == peak and min(plan.memory.values()) >= 0
 
 
+def test_questions_at_the_end_need_their_keys_and_values_on_a_cpu() -> None:
+    plain = recipe()
+    asking = plain.model_copy(update={"eval": plain.eval.model_copy(update={"questions": "eval.jsonl"})})
+    more = here(asking, measured()).peak - here(plain, measured()).peak
+    assert more == SHAPE.kv_cache_bytes(32, SHAPE.context, 4)
+    card = measured(device_is_gpu=True, device="a card")
+    assert here(asking, card).peak == here(plain, card).peak
+
+
 def test_what_does_not_fit_or_starves_is_said() -> None:
     tight = here(recipe(), measured(), memory_limit=1_000_000_000)
     assert not tight.fits

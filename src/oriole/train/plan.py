@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROOM", "StagePlan", "plan_here", "plan_there"]
 
+ASKED_AT_ONCE = 32
+"""Questions that are answered together (`batch_size` of apps.generate)."""
 ROOM = 0.92
 """Share of a device's memory that a plan may fill before it says that the stage does not fit."""
 GAIN = 1.15
@@ -165,7 +167,7 @@ def plan_here(
         tokens_per_second=rate,
         mfu=rate * flops / peak_flops,
         seconds=seconds,
-        memory=_measured_memory(parts, probe, copy=cpu and counts.checkpoints > 1),
+        memory=_measured_memory(parts, probe, copy=cpu and counts.checkpoints > 1) | _asking(recipe, shape, cpu),
         memory_limit=memory_limit,
         fits=_within(probe, memory_limit),
         disk=_disk(recipe, probe.save_bytes, shape),
@@ -184,6 +186,14 @@ def _measured_memory(parts: Mapping[str, int], probe: "Probe", copy: bool) -> di
     scale = min(1.0, probe.peak_bytes / sum(known.values()))
     known = {name: int(scale * n) for name, n in known.items()}
     return known | {"rest": probe.peak_bytes - sum(known.values())}
+
+
+def _asking(recipe: Recipe, shape: ModelConfig, cpu: bool) -> dict[str, int]:
+    """On a CPU the process that has trained asks the questions too: the keys and values of as many answers at once. (A
+    GPU has freed the activations by then.)"""
+    if not cpu or not recipe.eval.questions:
+        return {}
+    return {"questions": shape.kv_cache_bytes(ASKED_AT_ONCE, shape.context, 4)}
 
 
 def _within(probe: "Probe", limit: int) -> bool:
