@@ -178,6 +178,26 @@ def test_a_training_step_is_one_graph(make: Callable[..., LM], compiler: str) ->
         assert (plain - compiled).norm() <= 0.03 * plain.norm()
 
 
+def test_recomputing_keeps_less_and_gives_the_same_gradients(small: LM) -> None:
+    x, results = tokens(2, 20), []
+    for recompute in (False, True):
+        small.zero_grad()
+        small.recompute = recompute
+        kept: list[int] = []
+
+        def note(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = small(x).h.square().sum()
+        results.append(sum(kept))
+        loss.backward()
+        results.append(small.blocks[0].mlp.gate_up.weight.grad.clone())
+    assert results[2] < results[0] / 2
+    assert torch.equal(results[1], results[3])
+
+
 def test_dropout_acts_while_training_only(small: LM) -> None:
     x = tokens(1, 9)
     plain = logits(small, x)

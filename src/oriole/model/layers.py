@@ -56,7 +56,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _Rotation(torch.autograd.Function):
     """The backward pass of a rotation turns back. Written out because what autograd derives from the halves (slices
-    that are padded and added) takes a CPU fifteen times as long as the rotation itself."""
+    that are padded and added) makes a whole training step a quarter slower on a CPU (docs/log.md)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def _added(doc: Tensor) -> list[int]:
 def _fastest(device: str) -> Backend:
     match device:
         case "cpu":
-            return "grouped"  # at every length (bench.attention)
+            return "grouped"  # at every length (docs/log.md)
         case "cuda" if torch.compiler.is_compiling():
             return "flex"
         case _:

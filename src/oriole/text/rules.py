@@ -186,7 +186,7 @@ class RulesConfig(Config):
     fineweb2_word_length: tuple[float, float] = (1, 5)
     """Mean word length, least and most."""
     fineweb2_alpha: float = 0.735
-    """Least share of words with a letter, signs counted as words."""
+    """Least share of words with a letter. FineWeb-2 counts punctuation marks among the words; here they are none."""
     fineweb2_stop_words: int = 2
     """Least number of FineWeb-2's 22 stop words."""
     fineweb2_dup_lines: float = 0.287
