@@ -172,7 +172,7 @@ def compiled(folder: Path) -> dict[str, Any]:
         )
         made.fit()
         found[kind] = losses(made)
-        found[f"{kind} compiled"] = made._compiled
+        found[f"{kind} compiled"] = made.gradients.compiled
         found[f"{kind} evaluations"] = [r["bpb"]["en"] for r in made.metrics.of("eval")]  # type: ignore[attr-defined]
     return found
 

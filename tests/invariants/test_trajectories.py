@@ -50,7 +50,7 @@ def gradient(accumulate: int) -> torch.Tensor:
     total = torch.stack([made.objective.weight(b) for b in micro]).sum()
     lm.eval()
     for batch in micro:
-        made._backward(batch, total)
+        made.gradients._backward(batch, total, None, last=True)
     return torch.cat([p.grad.flatten() for p in lm.parameters()])
 
 
@@ -89,5 +89,5 @@ def test_compiled_follows_eager(tmp_path: Path) -> None:
     torch._dynamo.reset()
     compiled = trainer(tmp_path / "b", dropout=0.0, log_every=1, steps=6, compile=True)
     compiled.fit()
-    assert compiled._compiled, "compiling failed and the run went on without it"
+    assert compiled.gradients.compiled, "compiling failed and the run went on without it"
     assert [r["loss"] for r in compiled.metrics.of("step")] == pytest.approx(eager, rel=1e-5)

@@ -4,7 +4,6 @@
 a signal comes.
 """
 
-import copy
 import functools
 import random
 import signal
@@ -16,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from oriole.config import Config
 from oriole.errors import ConfigError, Interrupted, OrioleError
@@ -24,13 +23,13 @@ from oriole.log import Metrics, Tracker, say, track
 from oriole.train import dist
 from oriole.train.batch import Batch
 from oriole.train.checkpoint import Keep
-from oriole.train.device import DTYPE_NAMES, Dtype, choose_compile, choose_device, choose_dtype
+from oriole.train.device import DTYPE_NAMES, Dtype, choose_device, choose_dtype
 from oriole.train.gauges import DataWait, Window
-from oriole.train.guard import StopRequest, from_compiler, memory_errors, undisturbed
+from oriole.train.gradients import Gradients, Objective
+from oriole.train.guard import StopRequest, memory_errors, undisturbed
 from oriole.train.lock import alone_in
 from oriole.train.machine import Mfu, peak_flops
 from oriole.train.microbatch import memory_of
-from oriole.train.objectives import Loss
 from oriole.train.optim import OptimConfig, Optimizer
 from oriole.train.parallel import Kind, Parallel
 from oriole.train.pilot import Pilot
@@ -38,7 +37,7 @@ from oriole.train.skipped import PATIENCE, Skipped
 from oriole.train.smart import SmartConfig
 from oriole.train.state import Progress, Saver, Stateful, flat
 
-__all__ = ["Data", "Objective", "TrainConfig", "Trainer", "fingerprint_of"]
+__all__ = ["Data", "TrainConfig", "Trainer", "fingerprint_of"]
 
 
 class TrainConfig(Config):
@@ -79,13 +78,6 @@ class Data(Stateful, Protocol):
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> Batch: ...
-
-
-class Objective(Protocol):
-    """A loss as a sum over units, and the number of units. It may have `compile()`."""
-
-    def weight(self, batch: Batch) -> Tensor: ...
-    def __call__(self, model: Any, batch: Batch) -> Loss: ...
 
 
 class Trainer:
@@ -129,10 +121,6 @@ class Trainer:
         self._mfu: Mfu | None = None
         if flops_per_token:
             self._mfu = Mfu(flops_per_token, peak_flops(self.device, self.dtype), dist.world())
-        self._compiled, self._why_compile = False, ""
-        self._untried_compiler = False
-        self._model_call: Any = model  # what training calls: the model, or its compiled form
-        self._objective_call = objective
 
         smart = smart or SmartConfig()
         self._keep_best = max(config.keep_best, int(smart.early_stop))
@@ -149,6 +137,7 @@ class Trainer:
             fingerprint=fingerprint_of(config, optim, smart, fingerprint or {}),
             keep=Keep(config.keep, self._keep_best, config.keep_every),
         )
+        self.gradients = Gradients(model, objective, self.parallel, self.pilot, self.device, self.dtype)
         self._skipped = Skipped(folder / "skipped")
         self._stop = StopRequest()
 
@@ -163,7 +152,7 @@ class Trainer:
             self._seed()
             if came_from := self.saver.resume(self.config.resume):
                 say(f"going on from step {self.now.step} of {self.config.steps} ({came_from})", "green")
-            self._choose_compile()
+            self.gradients.choose_compile(self.config.compile, self.config.steps - self.now.step)
             self._announce()
             self._evaluate_if_due()
             if self._is_checkpoint_due():
@@ -179,7 +168,9 @@ class Trainer:
 
     def _train(self) -> None:
         micro, wait = self._fetch()
-        memory = memory_of(self.model, self.optimizer.config.kind, self.device, self.dtype, compiled=self._compiled)
+        memory = memory_of(
+            self.model, self.optimizer.config.kind, self.device, self.dtype, compiled=self.gradients.compiled
+        )
         self.pilot.prepare(self.now.step, micro, memory, self.device)
         total = self.now.tokens + (self.config.steps - self.now.step) * _tokens(micro)
         window = Window(self.optimizer, self.now.tokens, self.now.stepping.seconds)
@@ -221,7 +212,7 @@ class Trainer:
             dist.seed(self.config.seed, self.now.step)
         total = dist.sum(torch.stack([self.objective.weight(b) for b in micro]).sum())  # before any forward
         total = total + (total == 0)  # a step without a trained unit has loss 0, not 0 / 0
-        pieces, losses, sums = self._gradients(micro, total)
+        pieces, losses, sums = self.gradients.of(micro, total, self.now.step, self.optimizer.scale)
         loss, *rest = dist.sum(torch.stack([torch.stack(losses).sum(), *sums.values()]))
         sums = dict(zip(sums, rest, strict=True))
         self.optimizer.lr_scale = self.pilot.lr_scale(self.now.step)
@@ -233,56 +224,6 @@ class Trainer:
         self.pilot.note(self.now.step, loss)
         if observe := getattr(self.data, "observe", None):
             observe({"loss": loss, **sums})
-
-    def _gradients(self, micro: list[Batch], total: Tensor) -> tuple[list[Batch], list[Tensor], dict[str, Tensor]]:
-        """The gradients of a step are now in the parameters. The pieces that it went through in, their shares of the
-        loss, and the metrics of the whole."""
-        while True:
-            pieces = self.pilot.micro.split(micro)
-            try:
-                return pieces, *self._sum_up(pieces, total)
-            except Exception as error:
-                # Others that wait for this process's gradients would wait for ever.
-                if dist.world() > 1 or not self.pilot.smaller(error, self.now.step, micro):
-                    raise
-            # Only here, where the error no longer holds them, are the tensors of the failed attempt free.
-            self.model.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _sum_up(self, pieces: list[Batch], total: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        losses: list[Tensor] = []
-        sums: dict[str, Tensor] = {}
-        for i, batch in enumerate(pieces):
-            part = self._backward(batch, total, last=i == len(pieces) - 1)
-            losses.append(part.sum.detach() / total)
-            for name, value in part.metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(total)) + value.detach() / total
-        return losses, sums
-
-    def _backward(self, batch: Batch, total: Tensor, *, last: bool = True) -> Loss:
-        """Forward and backward of one micro-batch; its gradients are added to those of the others."""
-        try:
-            loss = self._forward_backward(batch, total, last)
-        except Exception as error:
-            # A compiler may be there and yet not work; it is used first when no gradient exists yet.
-            if not self._untried_compiler or not from_compiler(error):
-                raise
-            say(f"torch.compile failed ({_first_line(error)}); going on without it", "yellow")
-            self._compiled, self._model_call, self._objective_call = False, self.model, self.objective
-            self.model.zero_grad()
-            self.parallel.reset()
-            loss = self._forward_backward(batch, total, last)
-        self._untried_compiler = False
-        return loss
-
-    def _forward_backward(self, batch: Batch, total: Tensor, last: bool) -> Loss:
-        with self.parallel.micro(last):
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                loss = self.parallel.call(lambda: self._objective_call(self._model_call, batch))
-            share = loss.sum * dist.world() / total
-            (share if self.optimizer.scale is None else share * self.optimizer.scale).backward()  # type: ignore[no-untyped-call]
-        return loss
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -351,8 +292,8 @@ class Trainer:
 
     def _announce(self) -> None:
         dtype = DTYPE_NAMES[self.dtype]
-        compiled = "compiled" if self._compiled else "not compiled"
-        say(f"on {self.device} in {dtype} ({self._why_dtype}), {compiled} ({self._why_compile}), {self.parallel.name}")
+        compiled = "compiled" if self.gradients.compiled else "not compiled"
+        say(f"on {self.device} in {dtype} ({self._why_dtype}), {compiled} ({self.gradients.why}), {self.parallel.name}")
         if self._mfu is not None:
             say(f"MFU = {self._mfu}")
         self.metrics.write(
@@ -362,8 +303,8 @@ class Trainer:
                 "device": self._device_name(),
                 "dtype": dtype,
                 "dtype_why": self._why_dtype,
-                "compile": self._compiled,
-                "compile_why": self._why_compile,
+                "compile": self.gradients.compiled,
+                "compile_why": self.gradients.why,
                 "parallel": self.parallel.name,
                 "processes": dist.world(),
                 "threads": torch.get_num_threads(),
@@ -395,16 +336,6 @@ class Trainer:
         random.seed(self.config.seed)
         np.random.seed(self.config.seed % 2**32)
         torch.manual_seed(self.config.seed)
-
-    def _choose_compile(self) -> None:
-        left = self.config.steps - self.now.step
-        self._compiled, self._why_compile = choose_compile(self.device, self.config.compile, left)
-        self._untried_compiler = self._compiled
-        if self._compiled:
-            self._model_call = self.parallel.compile()
-            if hasattr(self.objective, "compile"):
-                self._objective_call = copy.copy(self.objective)
-                self._objective_call.compile()
 
     def _is_checkpoint_due(self) -> bool:
         return _due(self.now.step, self.config.checkpoint_every) or (self._keep_best > 0 and self.now.score is not None)
@@ -450,8 +381,3 @@ def _tokens(micro: Sequence[Batch]) -> int:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return lines[0] if lines else type(error).__name__

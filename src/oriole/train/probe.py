@@ -287,7 +287,7 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
         device=torch.cuda.get_device_name(device) if on_gpu else str(device),
         device_is_gpu=on_gpu,
         dtype=str(trainer.dtype).removeprefix("torch."),
-        compiled=trainer._compiled,
+        compiled=trainer.gradients.compiled,
         compile_seconds=compiling,
         micro_seconds=(step - updating) / trainer.config.accumulate,
         optimizer_seconds=updating,
