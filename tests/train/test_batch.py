@@ -113,3 +113,19 @@ def test_the_state_does_not_grow_with_the_corpus() -> None:
         next(packer)
         sizes.append(len(json.dumps(packer.state_dict())))
     assert max(sizes[100:]) < 1.2 * max(sizes[:100])
+
+
+def test_what_else_a_batch_holds_is_cut_and_joined_with_its_rows() -> None:
+    whole = Batch(
+        torch.arange(24).view(4, 6),
+        torch.arange(24).view(4, 6) + 1,
+        torch.zeros(4, 6, dtype=torch.int32),
+        torch.arange(6).expand(4, 6),
+        extra={"advantages": torch.arange(24.0).view(4, 6)},
+    )
+    first, rest = whole.cut(0, 1), whole.cut(1, 4)
+    assert first.extra["advantages"].tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert rest.rows.tolist() == list(range(18))
+    again = Batch.joined([first, rest]).to("cpu")
+    assert torch.equal(again.extra["advantages"], whole.extra["advantages"])
+    assert torch.equal(again.tokens, whole.tokens) and torch.equal(again.rows, whole.rows)

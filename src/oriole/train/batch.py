@@ -2,8 +2,8 @@
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -36,6 +36,9 @@ class Batch:
     rows: Tensor = _UNKNOWN
     """Where the flattened batch has a target, (N,) int64; found when the batch is made, on the host, since asking a
     GPU for the number would wait for it."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else an objective wants to know of a position or its target, by name: advantages, reference log-probs, …;
+    each (B, T), so that a batch may be cut by rows whatever it is for."""
 
     def __post_init__(self) -> None:
         if self.rows is _UNKNOWN:
@@ -44,8 +47,31 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`; copies to a GPU go on while the host does something else."""
         pin = torch.device(device).type == "cuda" and not self.tokens.is_cuda  # only pinned memory is not waited for
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)
+
         tensors = (self.tokens, self.targets, self.doc, self.pos, self.rows)
-        return Batch(*((t.pin_memory() if pin else t).to(device, non_blocking=True) for t in tensors))
+        tokens, targets, doc, pos, rows = map(moved, tensors)
+        return Batch(tokens, targets, doc, pos, rows, {name: moved(t) for name, t in self.extra.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is (B, T), by name."""
+        return {"tokens": self.tokens, "targets": self.targets, "doc": self.doc, "pos": self.pos, **self.extra}
+
+    def cut(self, start: int, stop: int) -> "Batch":
+        """Rows start … stop - 1."""
+        at = slice(start, stop)
+        extra = {name: tensor[at] for name, tensor in self.extra.items()}
+        return Batch(self.tokens[at], self.targets[at], self.doc[at], self.pos[at], extra=extra)
+
+    @staticmethod
+    def joined(batches: Sequence["Batch"]) -> "Batch":
+        """The rows of all of them."""
+        names = ("tokens", "targets", "doc", "pos")
+        tokens, targets, doc, pos = (torch.cat([getattr(b, name) for b in batches]) for name in names)
+        extra = {name: torch.cat([b.extra[name] for b in batches]) for name in batches[0].extra}
+        return Batch(tokens, targets, doc, pos, extra=extra)
 
 
 class Stream(Protocol):
@@ -95,7 +121,8 @@ class Packer:
                 tokens[row, span], targets[row, span] = ids, next_ids
                 doc[row, span], pos[row, span] = number, np.arange(n)
                 end += n
-        return Batch(*(torch.from_numpy(a) for a in (tokens, targets, doc, pos)))
+        as_tensor = torch.from_numpy
+        return Batch(as_tensor(tokens), as_tensor(targets), as_tensor(doc), as_tensor(pos))
 
     def _row(self) -> Iterator[Piece]:
         """The pieces of one row."""

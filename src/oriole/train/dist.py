@@ -238,10 +238,9 @@ def share(micro: Sequence[Batch]) -> list[Batch]:
     each = rows_each(len(micro) * len(micro[0].tokens))
     most = len(micro[0].tokens)
     pieces = next(n for n in range(-(-each // most), each + 1) if each % n == 0)
-    names = ("tokens", "targets", "doc", "pos")
-    start, stop = rank() * each, (rank() + 1) * each
-    own = [torch.cat([getattr(batch, name) for batch in micro])[start:stop] for name in names]
-    return [Batch(*parts) for parts in zip(*(tensor.chunk(pieces) for tensor in own), strict=True)]
+    own = Batch.joined(micro).cut(rank() * each, (rank() + 1) * each)
+    size = each // pieces
+    return [own.cut(start, start + size) for start in range(0, each, size)]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

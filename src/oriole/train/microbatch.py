@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from oriole.model.config import KEPT
 from oriole.model.lm import LM
@@ -38,8 +38,8 @@ class MicroBatches:
         """The batches of a step as pieces of `rows` rows, in the same order."""
         if self.rows is None or all(len(batch.tokens) == self.rows for batch in micro):
             return list(micro)
-        whole = _joined(micro)
-        return [_rows(whole, start, start + self.rows) for start in range(0, len(whole.tokens), self.rows)]
+        whole = Batch.joined(micro)
+        return [whole.cut(start, start + self.rows) for start in range(0, len(whole.tokens), self.rows)]
 
     def choose(self, micro: Sequence[Batch], memory: Memory, device: torch.device) -> Decision | None:
         """Take as many rows as the free memory holds; None where it is not known.
@@ -128,19 +128,6 @@ def _divisor(total: int, most: int) -> int:
 
 def _pieces(total: int, rows: int) -> str:
     return f"a step's {total} rows go through in {total // rows} x {rows}"
-
-
-def _joined(micro: Sequence[Batch]) -> Batch:
-    return Batch(*(torch.cat(parts) for parts in zip(*map(_shaped, micro), strict=True)))
-
-
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(*(tensor[start:stop] for tensor in _shaped(batch)))
-
-
-def _shaped(batch: Batch) -> tuple[Tensor, ...]:
-    """The tensors that are (B, T); a batch finds its `rows` by itself, best on the host."""
-    return batch.tokens, batch.targets, batch.doc, batch.pos
 
 
 # --- free memory -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ folder/step-7.safetensors   the micro-batches: tokens, targets, doc, pos (severa
 folder/step-7.json          {"schema", "step", "tokens", "loss", "losses", "grad_norm"}
 """
 
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -84,10 +83,9 @@ class Skipped:
         name = f"step-{one.step}" + (f"-rank-{dist.rank()}" if dist.world() > 1 else "")
         path = self.folder / f"{name}.safetensors"
         tensors = {
-            field.name + (f".{i}" if len(one.micro) > 1 else ""): getattr(batch, field.name).cpu().contiguous()
+            name + (f".{i}" if len(one.micro) > 1 else ""): tensor.cpu().contiguous()
             for i, batch in enumerate(one.micro)
-            for field in dataclasses.fields(batch)
-            if field.name != "rows"  # follows from the targets
+            for name, tensor in batch.tensors().items()
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +100,7 @@ class Skipped:
 
 
 def _size(micro: Sequence[Batch]) -> int:
-    return sum(batch.tokens.numel() for batch in micro) * 36  # four int64 and one int32
+    return sum(tensor.nbytes for batch in micro for tensor in (*batch.tensors().values(), batch.rows))
 
 
 def _text(x: float) -> float | str:

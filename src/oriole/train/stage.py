@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,18 @@ import torch
 
 import oriole
 from oriole.config import read_toml, to_toml, validate
-from oriole.errors import ConfigError, ModelError
+from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
-from oriole.model.config import ModelConfig, preset
-from oriole.model.folder import load_model, save_model
-from oriole.model.lm import LM
-from oriole.text.mixture import Mixture
-from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, reference, track
-from oriole.train.batch import Packer
+from oriole.train import dist, lmtask, reference, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
-from oriole.train.objectives import LMObjective
 from oriole.train.optim import OptimConfig
-from oriole.train.prepare import make_shards, make_tokenizer, weighted
+from oriole.train.prepare import make_tokenizer
 from oriole.train.recipe import Recipe
 from oriole.train.state import refuse_others
-from oriole.train.validate import bits_per_byte, continuations
+from oriole.train.task import Task, parent_of
 
 __all__ = ["commit", "optim_config", "run_stage", "train_config"]
 
@@ -61,37 +53,31 @@ def _run(recipe: Recipe) -> dict[str, Any]:
             shutil.rmtree(recipe.folder)
         recipe.folder.mkdir(parents=True, exist_ok=True)
         also: list[Sink] = track.sinks(recipe) if is_first else []
-        init = _init_folder(recipe)
+        init = parent_of(recipe)
         tokenizer = make_tokenizer(recipe, init)
-        train, val = make_shards(recipe, tokenizer)
-    model = _model(recipe, tokenizer, init)
-    steps = _steps(recipe, train)
-    config, optim = train_config(recipe, steps), optim_config(recipe)
-    fingerprint = _fingerprint(recipe, model.config, tokenizer, train)
+        task = _task(recipe, tokenizer, init)
+    config, optim = train_config(recipe, task.steps), optim_config(recipe)
     with dist.first():
         if is_first:
             # A call that is refused leaves the folder as it was.
-            whole = fingerprint_of(config, optim, recipe.smart, fingerprint)
+            whole = fingerprint_of(config, optim, recipe.smart, task.fingerprint)
             refuse_others(recipe.folder / "checkpoints", config.resume, whole)
-            _write_identity(recipe, tokenizer, train)
-            also += _expected(recipe, model.config, tokenizer, train, val)
-    _describe(recipe, model.config, train, steps)
+            _write_identity(recipe, task)
+            also += _expected(recipe, task)
+    _describe(recipe, task)
 
-    stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
-    data = Packer(stream, recipe.train.batch_size, recipe.train.length)
     metrics = Metrics(recipe.folder / "metrics.jsonl" if is_first else Path(os.devnull), also)
-    evaluation = _evaluation(recipe, model, tokenizer, val)
     trainer = Trainer(
-        model,
-        LMObjective(),
-        data,
+        task.model,
+        task.objective,
+        task.data,
         config,
         optim,
         recipe.folder,
         metrics=metrics,
-        evaluate=evaluation,
-        fingerprint=fingerprint,
-        flops_per_token=model.config.flops_per_token(recipe.train.length),
+        evaluate=task.evaluate,
+        fingerprint=task.fingerprint,
+        flops_per_token=task.lm.config.flops_per_token(recipe.train.length),
         smart=recipe.smart,
     )
     try:
@@ -102,13 +88,18 @@ def _run(recipe: Recipe) -> dict[str, Any]:
 
     with trainer.parallel.gathered(), dist.first():
         if is_first:
-            chat, target = recipe.stage == "sft", recipe.folder / "model"
-            save_model(model, target, chat=chat)
-            tokenizer.save(target, chat=chat)
-    done = {"event": "done", "stage": recipe.stage, "parameters": model.config.num_params(), **summary}
+            task.save(recipe.folder / "model")
+    done = {"event": "done", "stage": recipe.stage, "parameters": task.lm.config.num_params(), **summary}
     metrics.write(done)
     metrics.close()
     return done
+
+
+def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
+    """The objective and the batches of the stage that the recipe names."""
+    match recipe.stage:
+        case "pretrain" | "sft":
+            return lmtask.build(recipe, tokenizer, init)
 
 
 # --- what is there already -------------------------------------------------------------------------------------------
@@ -158,7 +149,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shards | View]) -> None:
+def _write_identity(recipe: Recipe, task: Task) -> None:
     settled = recipe.model_copy(update={"train": recipe.train.model_copy(update={"resume": "auto"})})
     text = to_toml(settled)
     # `resume` says how this call began, not what the run is.
@@ -173,22 +164,16 @@ def _write_identity(recipe: Recipe, tokenizer: Tokenizer, train: dict[str, Shard
             "torch": torch.__version__,
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
-            "tokenizer": tokenizer.fingerprint(),
-            "data": {name: shards.fingerprint for name, shards in train.items()},
+            "tokenizer": task.fingerprint["tokenizer"],
+            "data": task.fingerprint["data"],
         },
     )
 
 
-def _expected(
-    recipe: Recipe,
-    shape: ModelConfig,
-    tokenizer: Tokenizer,
-    train: dict[str, Shards | View],
-    val: dict[str, Shards | View],
-) -> list[Sink]:
+def _expected(recipe: Recipe, task: Task) -> list[Sink]:
     """What this run is (identity.json), and who compares it with what is known of such runs (reference.json)."""
-    data = ({name: shards.fingerprint for name, shards in parts.items()} for parts in (train, val))
-    identity = reference.identity(recipe, shape, tokenizer.fingerprint(), *data)
+    parts = task.fingerprint["data"], task.validation
+    identity = reference.identity(recipe, task.lm.config, task.fingerprint["tokenizer"], *parts)
     write_json(recipe.folder / "identity.json", {"schema": 1, "identity": identity})
     known = reference.find(recipe, identity)
     if known is None:
@@ -217,39 +202,6 @@ def commit() -> str:
 
 
 # --- model and trainer -----------------------------------------------------------------------------------------------
-
-
-def _init_folder(recipe: Recipe) -> Path | None:
-    """The folder whose weights the stage starts from, None for random weights."""
-    match recipe.stage, recipe.init:
-        case (_, "random") | ("pretrain", ""):
-            return None
-        case ("sft", ""):
-            parent = recipe.run / "pretrain" / "model"
-            if not parent.exists():
-                raise ModelError(
-                    f"no pretrained model at {parent}; train it first, or name one: init=FOLDER, init=random"
-                )
-            return parent
-        case _:
-            return Path(recipe.init)
-
-
-def _model(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
-    torch.manual_seed(recipe.train.seed)
-    if init is not None:
-        model = load_model(init)
-    else:
-        shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
-        model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ModelError(
-            f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
-            "they belong to different models"
-        )
-    model.set_dropout(recipe.train.dropout)
-    model.recompute = recipe.train.recompute
-    return model
 
 
 def train_config(recipe: Recipe, steps: int) -> TrainConfig:
@@ -295,56 +247,12 @@ def optim_config(recipe: Recipe) -> OptimConfig:
     )
 
 
-def _fingerprint(
-    recipe: Recipe, shape: ModelConfig, tokenizer: Tokenizer, train: dict[str, Shards | View]
-) -> dict[str, Any]:
-    """What a checkpoint must share with this call for the resumed run to equal the unbroken one."""
+def _describe(recipe: Recipe, task: Task) -> None:
     table = recipe.train
-    return {
-        "stage": recipe.stage,
-        "model": shape.model_dump(mode="json"),
-        "tokenizer": tokenizer.fingerprint(),
-        "data": {name: shards.fingerprint for name, shards in train.items()},
-        "parts": {name: {"weight": p.weight, "sources": p.sources} for name, p in recipe.parts.items()},
-        "train": {"batch_size": table.batch_size, "length": table.length, "dropout": table.dropout},
-    }
-
-
-def _steps(recipe: Recipe, train: dict[str, Shards | View]) -> int:
-    table = recipe.train
-    tokens = table.tokens or (table.epochs or 0) * sum(s.num_tokens for s in train.values())
-    return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))
-
-
-def _evaluation(
-    recipe: Recipe, model: LM, tokenizer: Tokenizer, val: dict[str, Shards | View]
-) -> Callable[[int], dict[str, Any]]:
-    def evaluate(step: int) -> dict[str, Any]:
-        """Bits per byte of every part and the fixed prompts' continuations."""
-        bpb = {
-            name: round(
-                bits_per_byte(
-                    model, s, length=recipe.eval.length or recipe.train.length, max_tokens=recipe.eval.tokens
-                ),
-                4,
-            )
-            for name, s in val.items()
-        }
-        # The first process's are those that are kept.
-        prompts = recipe.eval.prompts if dist.rank() == 0 else ()
-        samples = continuations(model, tokenizer, prompts, chat=recipe.stage == "sft")
-        return {"bpb": bpb, "samples": samples}
-
-    return evaluate
-
-
-def _describe(recipe: Recipe, shape: ModelConfig, train: dict[str, Shards | View], steps: int) -> None:
-    table = recipe.train
-    tokens = steps * table.batch_size * table.length * table.accumulate
-    have = ", ".join(f"{name} {human(s.num_tokens)}" for name, s in train.items())
+    tokens = task.steps * table.batch_size * table.length * table.accumulate
     say(
-        f"{recipe.stage}: {human(shape.num_params())} parameters, {steps:,} steps of "
-        f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {have})"
+        f"{recipe.stage}: {human(task.lm.config.num_params())} parameters, {task.steps:,} steps of "
+        f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {task.have})"
     )
     if recipe.derived:
         say("derived: " + "; ".join(f"{key} {value}" for key, value in recipe.derived.items()))

@@ -1,0 +1,64 @@
+"""Pretraining and SFT: next-token cross-entropy over packed documents or chats."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oriole.log import human
+from oriole.model.folder import save_model
+from oriole.model.lm import LM
+from oriole.text.mixture import Mixture
+from oriole.text.shards import Shards, View
+from oriole.text.tokenizer import Tokenizer
+from oriole.train import dist
+from oriole.train.batch import Packer
+from oriole.train.objectives import LMObjective
+from oriole.train.prepare import make_shards, weighted
+from oriole.train.recipe import Recipe
+from oriole.train.task import Task, identity, model_for
+from oriole.train.validate import bits_per_byte, continuations
+
+__all__ = ["build", "measure"]
+
+
+def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
+    """The stage, with its shards made where they are missing."""
+    train, val = make_shards(recipe, tokenizer)
+    model = model_for(recipe, tokenizer, init)
+    chat = recipe.stage == "sft"
+    stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
+
+    def save(folder: Path) -> None:
+        save_model(model, folder, chat=chat)
+        tokenizer.save(folder, chat=chat)
+
+    return Task(
+        lm=model,
+        model=model,
+        objective=LMObjective(),
+        data=Packer(stream, recipe.train.batch_size, recipe.train.length),
+        steps=_steps(recipe, train),
+        evaluate=lambda step: measure(recipe, model, tokenizer, val, chat=chat),
+        save=save,
+        fingerprint=identity(recipe, model, tokenizer, {name: s.fingerprint for name, s in train.items()}),
+        validation={name: s.fingerprint for name, s in val.items()},
+        have=", ".join(f"{name} {human(s.num_tokens)}" for name, s in train.items()),
+    )
+
+
+def _steps(recipe: Recipe, train: Mapping[str, Shards | View]) -> int:
+    table = recipe.train
+    tokens = table.tokens or (table.epochs or 0) * sum(s.num_tokens for s in train.values())
+    return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))
+
+
+def measure(
+    recipe: Recipe, model: LM, tokenizer: Tokenizer, val: Mapping[str, Shards | View], *, chat: bool
+) -> dict[str, Any]:
+    """Bits per byte of every part and the fixed prompts' continuations."""
+    length, tokens = recipe.eval.length or recipe.train.length, recipe.eval.tokens
+    bpb = {name: round(bits_per_byte(model, s, length=length, max_tokens=tokens), 4) for name, s in val.items()}
+    # The first process's are those that are kept.
+    prompts = recipe.eval.prompts if dist.rank() == 0 else ()
+    return {"bpb": bpb, "samples": continuations(model, tokenizer, prompts, chat=chat)}

@@ -1,0 +1,91 @@
+"""What a stage is to the loop: an objective over an endless iterator of batches, and how to look at the result."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from oriole.errors import ModelError
+from oriole.model.config import preset
+from oriole.model.folder import load_model
+from oriole.model.lm import LM
+from oriole.text.tokenizer import Tokenizer
+from oriole.train.gradients import Objective
+from oriole.train.loop import Data
+from oriole.train.recipe import Recipe
+
+__all__ = ["Task", "identity", "model_for", "parent_of"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage, ready to be trained."""
+
+    lm: LM
+    """The language model: its shape is what is reported."""
+    model: nn.Module
+    """What the optimizer updates: `lm`, or a module that holds it."""
+    objective: Objective
+    data: Data
+    steps: int
+    """Optimizer steps in all."""
+    evaluate: Callable[[int], dict[str, Any]]
+    """What is measured before, during and after training; its "bpb" are bits per byte by part."""
+    save: Callable[[Path], None]
+    """Writes the stage's model folder."""
+    fingerprint: Mapping[str, Any]
+    """What a checkpoint must share with this call if going on is to equal the unbroken run: `identity` and more."""
+    validation: Mapping[str, str]
+    """Fingerprints of the held-out parts."""
+    have: str
+    """The data in words, for the line that announces the stage."""
+
+
+def parent_of(recipe: Recipe) -> Path | None:
+    """The folder whose weights the stage starts from, None for random weights."""
+    match recipe.stage, recipe.init:
+        case (_, "random") | ("pretrain", ""):
+            return None
+        case ("sft", ""):
+            parent = recipe.run / "pretrain" / "model"
+            if not parent.exists():
+                raise ModelError(
+                    f"no pretrained model at {parent}; train it first, or name one: init=FOLDER, init=random"
+                )
+            return parent
+        case _:
+            return Path(recipe.init)
+
+
+def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
+    """The parent's weights or new ones, with the recipe's dropout."""
+    torch.manual_seed(recipe.train.seed)
+    if init is not None:
+        model = load_model(init)
+    else:
+        shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
+        model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ModelError(
+            f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
+            "they belong to different models"
+        )
+    model.set_dropout(recipe.train.dropout)
+    model.recompute = recipe.train.recompute
+    return model
+
+
+def identity(recipe: Recipe, lm: LM, tokenizer: Tokenizer, data: Mapping[str, str]) -> dict[str, Any]:
+    """The fingerprint that every stage has; `data` are the fingerprints of the training parts."""
+    table = recipe.train
+    return {
+        "stage": recipe.stage,
+        "model": lm.config.model_dump(mode="json"),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": dict(data),
+        "parts": {name: {"weight": p.weight, "sources": p.sources} for name, p in recipe.parts.items()},
+        "train": {"batch_size": table.batch_size, "length": table.length, "dropout": table.dropout},
+    }
