@@ -1,7 +1,5 @@
 """Held-out questions with accepted answers: exact match for each kind and language, and the loop rate. Greedy."""
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,41 +9,12 @@ from oriole.apps.api import Generation, Oriole, to_message
 from oriole.errors import DataError
 from oriole.log import track
 from oriole.text.files import values
+from oriole.text.judge import exact_match, loops
 
-__all__ = ["NEW_TOKENS", "evaluate_questions", "exact_match", "loops", "normalise", "read_questions"]
+__all__ = ["NEW_TOKENS", "evaluate_questions", "read_questions"]
 
 NEW_TOKENS = 64
 """An answer that has no end mark within so many tokens counts as a loop."""
-
-LONGEST_NGRAM, REPEATS = 8, 4
-"""What a loop is: an n-gram of at most so many tokens, so many times in a row."""
-
-_CJK = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"
-_SPACE_AT_CJK = re.compile(rf"(?<={_CJK}) | (?={_CJK})")
-_FINAL = ".。!?,，;；:：、…~ "
-
-
-def normalise(text: str) -> str:
-    """What exact match compares: NFKC, case folded, spaces single (none beside Chinese), no final punctuation."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = _SPACE_AT_CJK.sub("", " ".join(text.split()))
-    return text.rstrip(_FINAL) or text
-
-
-def exact_match(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether the answer is one of the accepted ones, once both are normalised."""
-    return normalise(answer) in {normalise(a) for a in accepted}
-
-
-def loops(ids: Sequence[int]) -> bool:
-    """Whether an n-gram of 1 to 8 ids repeats four times in a row."""
-    for n in range(1, LONGEST_NGRAM + 1):
-        run = 0  # ids in a row that equal the one n before them
-        for before, now in zip(ids, ids[n:], strict=False):
-            run = run + 1 if before == now else 0
-            if run == n * (REPEATS - 1):
-                return True
-    return False
 
 
 def read_questions(path: str | Path) -> list[dict[str, Any]]:
