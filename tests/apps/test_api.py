@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from oriole.apps.api import Generation, Options, Oriole, Placement, _Text, conversation, find_model, to_message
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
+from oriole.model.folder import load_model, save_model
+from oriole.model.lm import LM
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import Tokenizer
 
@@ -250,6 +252,18 @@ def test_which_model_a_path_means(tmp_path: Path, save_tiny: Callable[..., Path]
     config = (reward / "config.json").read_text(encoding="utf-8")
     (reward / "config.json").write_text(config.replace("Qwen3ForCausalLM", "Qwen3ForSequenceClassification"))
     assert find_model(run) == dpo, "a reward model has no answers"
+
+
+def test_a_reward_model_says_that_it_is_none_to_talk_to(tmp_path: Path, save_tiny: Callable[..., Path]) -> None:
+    lm = load_model(save_tiny(tmp_path / "lm"))
+    reward = tmp_path / "run" / "reward" / "model"
+    save_model(LM(lm.config, heads=("reward",)), reward, chat=True)
+    Tokenizer.load(tmp_path / "lm").save(reward, chat=True)
+    for path in (tmp_path / "run" / "reward", reward):
+        with pytest.raises(ModelError, match="reward model: it scores answers and cannot write"):
+            Oriole(path)
+    with pytest.raises(ModelError, match="run: it holds a reward model, which scores answers and writes none"):
+        Oriole(tmp_path / "run")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, save_tiny: Callable[..., Path]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from oriole.errors import DataError
 from oriole.text import pairs, rendered, tables
+from oriole.text.chatrows import preference_row
 from oriole.text.formats import (
     Doc,
     Feedback,
@@ -189,6 +190,19 @@ def test_a_rendered_prompt_is_taken_apart_too(tmp_path: Path) -> None:
     pair = {"prompt": prompt, "chosen": "a", "rejected": "b"}
     (preference,) = read_preferences(jsonl(tmp_path / "p.jsonl", pair))
     assert [m.content for m in preference.prompt] == ["s", "q"]
+
+
+def test_a_pair_may_say_how_much_better_the_chosen_answer_is(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected,margin\nq,a,b,1.5\nq,a,b,\n", encoding="utf-8")
+    assert [p.margin for p in read_preferences(tmp_path / "p.csv")] == [1.5, 0]
+    first, second = read_preferences(jsonl(tmp_path / "p.jsonl", pair, pair | {"margin": 2}))
+    assert (first.margin, second.margin) == (0, 2)
+    rows = [preference_row(first), preference_row(second)]
+    assert "margin" not in rows[0] and list(read_preferences(jsonl(tmp_path / "q.jsonl", *rows))) == [first, second]
+    for bad in ("much", -1, True, float("inf"), [1]):
+        with pytest.raises(DataError, match=r"'margin' is .* it must be a number, 0 or more"):
+            list(read_preferences(jsonl(tmp_path / "p.jsonl", pair | {"margin": bad})))
 
 
 @pytest.mark.parametrize(

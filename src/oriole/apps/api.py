@@ -375,6 +375,8 @@ def find_model(path: str | Path) -> Path:
     found = [f.parent for f in path.glob("*/model/config.json") if _writes(f)]
     if not found:
         what = "has no finished stage yet" if path.is_dir() else "does not exist"
+        if any(path.glob("*/model/config.json")):
+            what = "holds a reward model, which scores answers and writes none"
         raise ModelError(f"no model at {path}: it {what}; give a run, a stage or a model folder")
     return max(found, key=lambda folder: (IM_END in _stop_ids(folder), _age(folder)))
 

@@ -1,13 +1,15 @@
 """Model folders: a plain Hugging Face folder of Qwen3 (or Llama) form, written and read.
 
 `config.json` is written so that transformers 4.57 and 5 read the same model: the older one knows `rope_theta` and
-`torch_dtype`, the newer one `rope_parameters` and `dtype`. Only safetensors and JSON are touched, never pickle.
+`torch_dtype`, the newer one `rope_parameters` and `dtype`. Only safetensors and JSON are touched, never pickle. A model
+with a reward head is a `Qwen3ForSequenceClassification` of one label: it gives a whole conversation a number.
 """
 
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,13 +25,16 @@ from oriole.model.config import ModelConfig
 from oriole.model.layers import Block
 from oriole.model.lm import LM
 
-__all__ = ["SCHEMA", "load_model", "read_config", "save_model", "to_hf"]
+__all__ = ["SCHEMA", "load_model", "load_reward_model", "read_config", "save_model", "to_hf"]
 
 SCHEMA = 1
 """Version of what Oriole writes into a model folder; a higher one is refused."""
 
 END_OF_TEXT, END_OF_TURN = 0, 2
 """Reserved ids (see `text.tokenizer`): where a pretrained model stops, and a chat model too."""
+
+CLASSIFIER = "ForSequenceClassification"
+"""How transformers calls a model with a score instead of a head for logits."""
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -42,11 +47,12 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
 
     `chat` models stop at the end of a turn or of the text, others at the end of the text only. `dtype` is that of the
     tensors on disk. Other files in the folder (the tokenizer's) stay. A value head is run state and is not written.
+    With a reward head the model is a reward model: the head is `score.weight`, nothing of it generates, and
+    transformers takes the number at the last token that is not `pad_token_id`.
     `ResourceError` when the disk is full or the folder not writable.
     """
-    if "reward" in model.scalar_heads:
-        raise ModelError(f"a reward model cannot be saved to {folder} yet; save the language model without that head")
     folder = Path(folder)
+    rewards = "reward" in model.scalar_heads
     # Views that share one fused matrix do not overlap, which is all that safetensors asks for.
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in to_hf(model).items()}
     stop = [END_OF_TURN, END_OF_TEXT] if chat else END_OF_TEXT
@@ -57,10 +63,10 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
         folder.mkdir(parents=True, exist_ok=True)
         with _replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
-        _write_json(folder / "generation_config.json", generation)
-        _write_json(
-            folder / CONFIG, _hf_config(model.config, dtype) | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
-        )
+        if not rewards:
+            _write_json(folder / "generation_config.json", generation)
+        config = _hf_config(model.config, dtype, rewards=rewards)
+        _write_json(folder / CONFIG, config | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT})
     except SafetensorError as error:  # the library gives the system's error as text only: "… (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -73,7 +79,7 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
 def to_hf(model: LM) -> dict[str, Tensor]:
     """The model's parameters under their Hugging Face names; fused matrices appear as views of their parts.
 
-    A tied head is left out, as are value and reward heads.
+    A tied head is left out, as is a value head. A reward model has `score.weight`, and no head for logits.
     """
     c = model.config
     heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
@@ -96,17 +102,22 @@ def to_hf(model: LM) -> dict[str, Tensor]:
         out[at + "mlp.up_proj.weight"] = up
         out[at + "mlp.down_proj.weight"] = block.mlp.down.weight
     out["model.norm.weight"] = model.norm.weight
-    if model.lm_head is not None:
+    if "reward" in model.scalar_heads:
+        out["score.weight"] = model.scalar_heads["reward"].get_parameter("weight")
+    elif model.lm_head is not None:
         out["lm_head.weight"] = model.lm_head.weight
     return out
 
 
-def _hf_config(c: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str, Any]:
     """The config in both dialects. Without `qk_norm` the model is a Llama, and says so."""
-    kind, name = ("qwen3", "Qwen3ForCausalLM") if c.qk_norm else ("llama", "LlamaForCausalLM")
+    kind, name = ("qwen3", "Qwen3") if c.qk_norm else ("llama", "Llama")
+    # transformers counts the names; vLLM reads the number.
+    labels = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}} if rewards else {}
     width = str(dtype).removeprefix("torch.")
     return {
-        "architectures": [name],
+        "architectures": [f"{name}{CLASSIFIER if rewards else 'ForCausalLM'}"],
+        **labels,
         "model_type": kind,
         "vocab_size": c.vocab_size,
         "hidden_size": c.dim,
@@ -158,12 +169,57 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: to
     """The language model in `folder`: Oriole's own, or any Hugging Face folder of a dense Qwen3 or a Llama.
 
     One safetensors file or several with an index. The model is in evaluation mode. `ModelError` names the option, file
-    or tensor that does not fit and says what to do.
+    or tensor that does not fit and says what to do, and where the folder holds a reward model.
     """
     folder = Path(folder)
     config = read_config(folder)
+    if _architecture(folder).endswith(CLASSIFIER):
+        raise ModelError(
+            f"{folder} holds a reward model: it scores answers and cannot write any; "
+            "give the folder of a language model"
+        )
+    return _load(LM, folder, config, device, dtype)
+
+
+def load_reward_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
+    """The reward model in `folder`, one label on a Qwen3 or Llama: `head("reward", h)` at a conversation's last token.
+
+    In evaluation mode. `ModelError` as of `load_model`, and where the folder holds a language model.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    name = _architecture(folder)
+    if not name.endswith(CLASSIFIER):
+        raise ModelError(
+            f"{folder} holds a language model ({name}): it writes answers and cannot score them; give the folder of a "
+            "reward model (oriole train RECIPE/reward makes one)"
+        )
+    data = _read_json(folder / CONFIG, "")
+    labels = data.get("id2label") or {}
+    count = data.get("num_labels", len(labels) or 2)  # transformers' default is 2
+    if count != 1:
+        raise ModelError(f"{folder} sorts texts into {count} classes; a reward model has one label (num_labels 1)")
+    # It has no head for logits; whether its parent's was tied means nothing any more.
+    config = config.model_copy(update={"tie_embeddings": True})
+    return _load(functools.partial(LM, heads=("reward",)), folder, config, device, dtype)
+
+
+def _architecture(folder: Path) -> str:
+    """transformers' class for the folder, as its config says it; a causal LM where it does not."""
+    names = _read_json(folder / CONFIG, "").get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "a causal LM"
+
+
+def _load(
+    build: Callable[[ModelConfig], LM],
+    folder: Path,
+    config: ModelConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> LM:
+    """The model that `build` makes of the config, with the folder's weights."""
     with torch.device("meta"):  # shapes only: no time is spent on weights that are overwritten at once
-        model = LM(config)
+        model = build(config)
     # The weights of a model are trainable; only the copying below must not be recorded.
     model = model.to(dtype).to_empty(device=device)
     wanted = to_hf(model)

@@ -31,7 +31,8 @@ def preference_row(pair: Preference) -> dict[str, Any]:
     """The pair as `read_preferences` reads it."""
     parts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     row: dict[str, Any] = {name: [message_dict(m) for m in messages] for name, messages in parts.items()}
-    return row | {"lang": pair.lang, "source": pair.source}
+    margin = {"margin": pair.margin} if pair.margin else {}
+    return row | margin | {"lang": pair.lang, "source": pair.source}
 
 
 def flat(messages: Iterable[Message]) -> str:

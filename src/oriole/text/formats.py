@@ -12,7 +12,8 @@ Tools          "tools" as a list or as its JSON; calls as turns of role tool_cal
                "tool_calls", or as JSON strings; results as role tool, observation or function
 Reasoning      "reasoning_content" or "reasoning" of an assistant's message, or `<think>…</think>` opening it
 Preferences    {"prompt", "chosen", "rejected"} as strings, messages or lists of them; {"chosen", "rejected"} lists that
-               begin with the same messages; a {"conversations"} prompt with one chosen and one rejected turn
+               begin with the same messages; a {"conversations"} prompt with one chosen and one rejected turn; with
+               a "margin" where it is known how much better the chosen one is
 Feedback       {"prompt", "completion", "label"}; any chat with "kto_tag"
 
 Records stand in .jsonl or .json, or in the rows of .csv, .tsv, .parquet and .arrow under the same names; files with

@@ -6,6 +6,7 @@ what was expected and the likeliest reason. Single messages are `text.turns`' ma
 
 import ast
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,7 +51,7 @@ _TITLED = ("title", "desc", "ask")
 _LABEL = ("label", "kto_tag")
 KNOWN = frozenset((
     *_CONVERSATION, *ASK, *ANSWER, *_TITLED, *_LABEL, "text", "input", "history", "system", "tools", "chosen",
-    "rejected", "content", "star", "answer_id", "qid", "sections", "summary", "source", "lang",
+    "rejected", "margin", "content", "star", "answer_id", "qid", "sections", "summary", "source", "lang",
 ))  # fmt: skip
 """Every name that any of the readers looks for: what need be read of a table with more columns."""
 
@@ -265,7 +266,22 @@ def preference(value: Any) -> Preference:
     for key, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer or answer[0].role != "assistant":
             raise Misfit(f"'{key}' must go on from the prompt with an assistant's message")
-    return Preference(tuple(prompt), tuple(chosen), tuple(rejected), _source(record), _lang(record))
+    margin = _margin(record)
+    return Preference(tuple(prompt), tuple(chosen), tuple(rejected), _source(record), _lang(record), margin)
+
+
+def _margin(record: Record) -> float:
+    """How much better the chosen answer is, where the record says so; a table's cell may be text."""
+    value = record.get("margin")
+    if value in (None, ""):
+        return 0.0
+    try:
+        margin = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not 0 <= margin < math.inf:
+        raise Misfit(f"'margin' is {value!r}; it must be a number, 0 or more: how much better 'chosen' is")
+    return margin
 
 
 # --- feedback --------------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Preference:
     rejected: tuple[Message, ...]
     source: str = ""
     lang: str = ""
+    margin: float = 0.0
+    """How much better the chosen one is, in a reward model's units; 0 where nobody has said so."""
 
 
 _TOOLS_HEAD = (
