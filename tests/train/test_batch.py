@@ -76,8 +76,10 @@ def test_nothing_is_lost_or_doubled_or_starved(lengths: list[int], batch_size: i
     drawn = [stream.docs[i % len(stream.docs)] for i in range(stream.at)]
     assert seen + Counter(waiting) == Counter(expected(drawn, length))
     # No document waits for ever: whatever waits came in among the newest that were drawn.
-    oldest = min((order for order, _, _ in packer.state_dict()["waiting"]), default=packer._arrived)
-    assert packer._arrived - oldest <= sum(seen.values()) / 30 * (2 * length + 4) + 2 * batch_size * length
+    oldest = min((order for order, _, _ in packer.state_dict()["waiting"]), default=packer.state_dict()["arrived"])
+    assert (
+        packer.state_dict()["arrived"] - oldest <= sum(seen.values()) / 30 * (2 * length + 4) + 2 * batch_size * length
+    )
 
 
 @given(stop=st.integers(0, 12), seed=st.integers(0, 3))

@@ -2,26 +2,39 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Self, final
+from typing import Any, Final, Protocol, Self, final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from oriole.errors import CheckpointError, ConfigError, DataError
-from oriole.text.shards import Ids, Mask, Shards, View
+from oriole.text.shards import Ids, Mask
 
-__all__ = ["Mixture"]
+__all__ = ["Documents", "Mixture"]
 
 SCHEMA: Final = 1
 """Of the saved position."""
+
+
+class Documents(Protocol):
+    """What a mixture walks through: documents by number, as `Shards` and `View` have them."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def doc(self, i: int, /) -> tuple[Ids, Mask]: ...
 
 
 @final
 class _Walk:
     """One part of a mixture: epoch after epoch, each in an order of its own."""
 
-    def __init__(self, name: str, part: View | Shards, share: float, seed: int, length: int | None) -> None:
+    def __init__(self, name: str, part: Documents, share: float, seed: int, length: int | None) -> None:
         self.name, self.part, self.share, self._seed, self.length = name, part, share, seed, length
         # Pieces of document i are _first[i] … _first[i + 1] - 1.
         pieces = np.ones(len(part), np.int64) if length is None else np.maximum(1, -(-(part.lengths - 1) // length))
@@ -70,7 +83,7 @@ class Mixture:
     """
 
     def __init__(
-        self, parts: Mapping[str, View | Shards], weights: Mapping[str, float], seed: int, length: int | None = None
+        self, parts: Mapping[str, Documents], weights: Mapping[str, float], seed: int, length: int | None = None
     ) -> None:
         """`weights` need not sum to 1; a part of weight 0 is left out. `ConfigError`, `DataError` when unusable."""
         if set(parts) != set(weights):

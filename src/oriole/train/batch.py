@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from oriole.errors import DataError
 
-__all__ = ["IGNORE", "Batch", "Packer"]
+__all__ = ["IGNORE", "Batch", "BestFit", "Packer", "Rows", "shifted"]
+
+T = TypeVar("T")
 
 IGNORE = -100
 """Target of a position that is not trained."""
@@ -85,77 +87,90 @@ class Stream(Protocol):
 BARREN = 100_000
 """Documents of one token in a row after which it is clear that no row can ever be filled."""
 
-Piece = tuple[int, int, np.ndarray, np.ndarray]
-"""Length, order of arrival, tokens (n,), targets (n,)."""
+Waiting = tuple[int, int, T]
+"""Length, order of arrival, and what waits."""
+
+
+class BestFit(Generic[T]):
+    """Things of a length that wait for their place in a row.
+
+    The oldest opens a row, so that none waits for ever; then the longest that fits follows, until nothing does.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = self.arrived = 0
+        """Lengths of all that wait, together; and how many have come so far."""
+        self._waiting: list[Waiting[T]] = []  # sorted by length, then by arrival
+        self._queue: deque[tuple[int, int]] = deque()  # length and arrival, oldest first; some have left already
+
+    def add(self, length: int, item: T) -> None:
+        """Let it wait."""
+        insort(self._waiting, (length, self.arrived, item), key=lambda w: w[:2])
+        self._queue.append((length, self.arrived))
+        self.tokens += length
+        self.arrived += 1
+
+    def row(self, space: int) -> Iterator[T]:
+        """What goes into one row of `space` tokens, in this order."""
+        index = self._oldest()
+        while index >= 0:
+            length, _, item = self._waiting.pop(index)
+            self.tokens -= length
+            space -= length
+            yield item
+            # The longest not longer than the space left, the youngest of that length; -1: none fits.
+            index = bisect_right(self._waiting, space, key=lambda w: w[0]) - 1
+
+    def _oldest(self) -> int:
+        """Where that stands which has waited longest."""
+        while True:
+            wanted = self._queue.popleft()
+            index = bisect_left(self._waiting, wanted, key=lambda w: w[:2])
+            if index < len(self._waiting) and self._waiting[index][:2] == wanted:
+                return index
+
+    def waiting(self) -> list[Waiting[T]]:
+        """All that wait, by length."""
+        return list(self._waiting)
+
+    def restore(self, arrived: int, waiting: list[Waiting[T]]) -> None:
+        """Go on from what `arrived` and `waiting()` were."""
+        self.arrived, self._waiting = arrived, waiting
+        self._queue = deque(sorted((w[:2] for w in waiting), key=lambda order: order[1]))
+        self.tokens = sum(w[0] for w in waiting)
 
 
 class Packer:
     """Packs a stream of documents into batches (B, T), best fit first.
 
     A document of n ids gives n - 1 pairs of a token and its successor, the target. One of more than T pairs is cut into
-    pieces that start anew, with no pair lost. The
-    oldest waiting piece opens a row, so that none waits for ever; then the longest that fits follows, until nothing
-    does. About `2 B T` tokens wait in the buffer: enough to fill rows of short chats beyond 97 %, and little to save.
+    pieces that start anew, with no pair lost. About `2 B T` tokens wait in the buffer: enough to fill rows of short
+    chats beyond 97 %, and little to save.
     """
 
     def __init__(self, stream: Stream, batch_size: int, length: int) -> None:
         self.stream, self.batch_size, self.length = stream, batch_size, length
-        self._waiting: list[Piece] = []  # sorted by length, then by arrival
-        self._queue: deque[tuple[int, int]] = deque()  # length and arrival, oldest first; some have left already
-        self._waiting_tokens = 0
-        self._arrived = 0
+        self._room: BestFit[tuple[np.ndarray, np.ndarray]] = BestFit()  # tokens (n,) and targets (n,) of pieces
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        shape = (self.batch_size, self.length)
-        tokens = np.zeros(shape, np.int64)
-        targets = np.full(shape, IGNORE, np.int64)
-        doc = np.full(shape, -1, np.int32)
-        pos = np.zeros(shape, np.int64)
+        rows = Rows(self.batch_size, self.length)
         for row in range(self.batch_size):
-            end = 0
-            for number, (n, _, ids, next_ids) in enumerate(self._row()):
-                span = slice(end, end + n)
-                tokens[row, span], targets[row, span] = ids, next_ids
-                doc[row, span], pos[row, span] = number, np.arange(n)
-                end += n
-        as_tensor = torch.from_numpy
-        return Batch(as_tensor(tokens), as_tensor(targets), as_tensor(doc), as_tensor(pos))
-
-    def _row(self) -> Iterator[Piece]:
-        """The pieces of one row."""
-        self._refill()
-        space = self.length
-        index = self._oldest()
-        while index >= 0:
-            piece = self._waiting.pop(index)
-            self._waiting_tokens -= piece[0]
-            space -= piece[0]
-            yield piece
-            # The longest piece not longer than the space left, the youngest of that length; -1: none fits.
-            index = bisect_right(self._waiting, space, key=lambda p: p[0]) - 1
-
-    def _oldest(self) -> int:
-        """Where the piece stands that has waited longest."""
-        while True:
-            wanted = self._queue.popleft()
-            index = bisect_left(self._waiting, wanted, key=lambda p: p[:2])
-            if index < len(self._waiting) and self._waiting[index][:2] == wanted:
-                return index
+            self._refill()
+            for ids, targets in self._room.row(self.length):
+                rows.add(row, ids, targets)
+        return rows.batch()
 
     def _refill(self) -> None:
         barren = 0
-        while self._waiting_tokens < 2 * self.batch_size * self.length:
+        while self._room.tokens < 2 * self.batch_size * self.length:
             ids, mask = next(self.stream)
-            ids, following = ids[:-1], np.where(mask[1:], ids[1:].astype(np.int64), IGNORE)
+            ids, following = shifted(ids, mask)
             for start in range(0, len(ids), self.length):
                 span = slice(start, start + self.length)
-                insort(self._waiting, (len(ids[span]), self._arrived, ids[span], following[span]), key=lambda p: p[:2])
-                self._queue.append((len(ids[span]), self._arrived))
-                self._arrived += 1
-            self._waiting_tokens += len(ids)
+                self._room.add(len(ids[span]), (ids[span], following[span]))
             barren = 0 if len(ids) else barren + 1
             if barren > BARREN:
                 raise DataError(f"{barren:,} documents in a row have no second token; give documents with text")
@@ -164,17 +179,47 @@ class Packer:
         """The stream's state and the waiting pieces, for JSON; bounded by the buffer, whatever the corpus."""
         return {
             "stream": self.stream.state_dict(),
-            "arrived": self._arrived,
-            "waiting": [[order, ids.tolist(), targets.tolist()] for _, order, ids, targets in self._waiting],
+            "arrived": self._room.arrived,
+            "waiting": [[order, ids.tolist(), targets.tolist()] for _, order, (ids, targets) in self._room.waiting()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
         self.stream.load_state_dict(state["stream"])
-        self._arrived = state["arrived"]
-        self._waiting = [
-            (len(ids), order, np.array(ids, np.int64), np.array(targets, np.int64))
+        waiting = [
+            (len(ids), order, (np.array(ids, np.int64), np.array(targets, np.int64)))
             for order, ids, targets in state["waiting"]
         ]
-        self._queue = deque(sorted((p[:2] for p in self._waiting), key=lambda p: p[1]))
-        self._waiting_tokens = sum(p[0] for p in self._waiting)
+        self._room.restore(state["arrived"], waiting)
+
+
+def shifted(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (n - 1,) and targets (n - 1,) of a document ids (n,) with its loss mask (n,)."""
+    return ids[:-1], np.where(mask[1:], ids[1:].astype(np.int64), IGNORE)
+
+
+class Rows:
+    """A batch (B, T) that is filled document by document."""
+
+    def __init__(self, batch_size: int, length: int) -> None:
+        shape = (batch_size, length)
+        self._tokens = np.zeros(shape, np.int64)
+        self._targets = np.full(shape, IGNORE, np.int64)
+        self._doc = np.full(shape, -1, np.int32)
+        self._pos = np.zeros(shape, np.int64)
+        self._ends, self._docs = [0] * batch_size, [0] * batch_size
+
+    def add(self, row: int, tokens: np.ndarray, targets: np.ndarray) -> slice:
+        """Put a document, tokens (n,) and targets (n,), behind what the row holds; the columns that it takes."""
+        span = slice(self._ends[row], self._ends[row] + len(tokens))
+        self._tokens[row, span], self._targets[row, span] = tokens, targets
+        self._doc[row, span], self._pos[row, span] = self._docs[row], np.arange(len(tokens))
+        self._ends[row], self._docs[row] = span.stop, self._docs[row] + 1
+        return span
+
+    def batch(self, extra: Mapping[str, np.ndarray] | None = None) -> Batch:
+        """The batch; `extra` are arrays (B, T)."""
+        known = {name: torch.from_numpy(array) for name, array in (extra or {}).items()}
+        as_tensor = torch.from_numpy
+        tokens, targets, doc, pos = map(as_tensor, (self._tokens, self._targets, self._doc, self._pos))
+        return Batch(tokens, targets, doc, pos, extra=known)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oriole.errors import DataError
+from oriole.errors import ConfigError, DataError
 from oriole.log import say
 from oriole.text.clean import language, normalise
 from oriole.text.formats import Doc, Skipped, expand, read_chats, read_docs
@@ -19,7 +19,7 @@ from oriole.text.template import Chat
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
 from oriole.train.recipe import Part, Recipe
 
-__all__ = ["make_shards", "make_tokenizer", "part_of", "weighted"]
+__all__ = ["data_root", "make_shards", "make_tokenizer", "measured", "part_of", "weighted"]
 
 PACKING_SLACK = 1.02
 """Shards of a run limited by `train.tokens` hold this much more than its share, for the holes of packing."""
@@ -54,13 +54,15 @@ def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
 
 def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
     """(language, text) of the training documents of one part."""
-    paths = expand(part.files, _data_root(recipe))
+    paths = expand(part.files, data_root(recipe))
     match recipe.format_of(part):
         case "text":
             texts = (doc.text for doc in _docs(recipe, part, paths, "train", _skipped(recipe)))
         case "chat":
             chats = _chats(recipe, part, paths, "train", _skipped(recipe))
             texts = ("\n".join(m.content for m in chat.messages) for chat in chats)
+        case "preference":
+            raise ConfigError("a tokenizer is not learnt from preference pairs; start from a model (init=FOLDER)")
     for text in texts:
         yield (name if name in ("zh", "en") else language(text)), text
 
@@ -93,6 +95,8 @@ def _rows(
             return encode_docs(_docs(recipe, part, paths, split, skipped), tokenizer)
         case "chat":
             return encode_chats(_chats(recipe, part, paths, split, skipped), tokenizer)
+        case "preference":
+            raise ConfigError(f"{recipe.stage} reads no preference pairs; give a part the format text or chat")
 
 
 def _first_tokens(rows: Iterator[Row], limit: int) -> Iterator[Row]:
@@ -110,7 +114,8 @@ def _interleave(streams: Iterable[Iterator[tuple[str, str]]]) -> Iterator[list[t
         yield [item for item in group if item is not None]
 
 
-def _data_root(recipe: Recipe) -> Path:
+def data_root(recipe: Recipe) -> Path:
+    """The folder that a recipe's globs are relative to; `DataError` when it is none."""
     root = Path(recipe.data)
     if not root.is_dir():
         raise DataError(f"data={recipe.data} is not a folder; pass data=FOLDER with the files {_globs(recipe)}")
@@ -135,11 +140,23 @@ def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards 
             train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
         if part.format is not None:  # a replay is there against forgetting, not to be measured
             continue
-        if part.shards is not None and not part.val:
-            val[name] = _packed(part, part.shards / HELDOUT, tokenizer, name)
-        else:
-            val[name] = _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
+        val[name] = _validation(recipe, tokenizer, name, part)
     return train, val
+
+
+def measured(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Shards | View]:
+    """The validation shards of a preference stage's text and chats: nothing of these parts is trained on there."""
+    return {
+        name: _validation(recipe, tokenizer, name, part)
+        for name, part in recipe.parts.items()
+        if recipe.format_of(part) in ("text", "chat")
+    }
+
+
+def _validation(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part) -> Shards | View:
+    if part.shards is not None and not part.val:
+        return _packed(part, part.shards / HELDOUT, tokenizer, name)
+    return _part_shards(recipe, tokenizer, name, part, "val", recipe.eval.tokens)
 
 
 def _packed(part: Part, folder: Path, tokenizer: Tokenizer, name: str) -> Shards | View:
@@ -173,7 +190,7 @@ def _token_limit(recipe: Recipe, name: str) -> int | None:
 
 
 def _part_shards(recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, limit: int | None) -> Shards:
-    root = _data_root(recipe)
+    root = data_root(recipe)
     paths = expand(part.val if split == "val" and part.val else part.files, root)
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     made_from = [
@@ -209,8 +226,8 @@ def weighted(recipe: Recipe, train: Mapping[str, Shards | View]) -> tuple[dict[s
     """The mixture's parts and their token shares: single sources a recipe names become parts of their own."""
     parts: dict[str, View] = {}
     shares: dict[str, float] = {}
-    for name, part in recipe.parts.items():
-        given = train[name]
+    for name, given in train.items():
+        part = recipe.parts[name]
         shards = given if isinstance(given, View) else View(given, np.arange(len(given)))
         rest = np.ones(len(shards), dtype=bool)
         for source, share in part.sources.items():

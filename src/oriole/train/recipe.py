@@ -17,6 +17,7 @@ from oriole.train.smart import SmartConfig
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
 StageName = Literal["pretrain", "sft"]
+Format = Literal["text", "chat", "preference"]
 
 
 class Part(Config):
@@ -28,9 +29,9 @@ class Part(Config):
     """Instead of `files`: a folder that `oriole data pack` has made, used as it is, with the tokenizer in it."""
     lang: str = ""
     """With `shards`: only the documents of this language, for example "zh"; by default all."""
-    format: Literal["text", "chat"] | None = None
-    """Running text or conversations; by default text in pretraining and chat in SFT. A text part in SFT is a replay
-    of what pretraining read, against forgetting."""
+    format: Format | None = None
+    """Running text, conversations or preference pairs; by default text in pretraining and chat in SFT. A text part in
+    SFT is a replay of what pretraining read, against forgetting."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
     sources: dict[str, float] = Field(default_factory=dict)
@@ -151,6 +152,8 @@ class EvalTable(Config):
     """Tokens in a window of validation text, which sees nothing before it; 0: as in training."""
     holdout: float = Field(0.005, gt=0, lt=0.5)
     """Share of documents held out where a part names no validation files."""
+    pairs: int = Field(500, ge=1)
+    """At most this many held-out preference pairs for each part."""
     prompts: tuple[str, ...] = ("今天天气", "从前有一个", "The weather today", "Once upon a time")
     """Prompts, two for each language, continued greedily at every evaluation (as a user's turn in chat stages)."""
     questions: str = ""
@@ -225,7 +228,7 @@ class Recipe(Config):
             preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
         return self
 
-    def format_of(self, part: Part) -> Literal["text", "chat"]:
+    def format_of(self, part: Part) -> Format:
         """How a part of this stage is read."""
         return part.format or ("text" if self.stage == "pretrain" else "chat")
 
