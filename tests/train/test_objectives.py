@@ -70,12 +70,26 @@ def test_the_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(objectives, "CHUNK", 16)
     rows = []
 
-    def spy(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def spy(
+        x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, by_weight: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows.append(len(x))
-        return objectives.cross_entropy_chunk(x, w, y)
+        return objectives.cross_entropy_chunk(x, w, y, by_weight)
 
     cross_entropy(*inputs(50), chunk=spy)
     assert rows == [16, 16, 16, 16]
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_others_keep_theirs() -> None:
+    for loss in (cross_entropy, lambda *given: -token_log_probs(*given)[0].sum()):
+        h, w, y = inputs(50)
+        both = torch.autograd.grad(loss(h, w, y), (h, w))
+        frozen = w.detach()
+        (alone,) = torch.autograd.grad(loss(h, frozen, y), h)
+        torch.testing.assert_close(alone, both[0], rtol=0, atol=0)
+        assert frozen.grad is None and float(both[1].abs().sum()) > 0
+    w = inputs(50)[1].detach()
+    assert objectives.cross_entropy_chunk(w[:3], w, torch.arange(3), False)[2].numel() == 0
 
 
 def test_bf16_autocast_stays_close() -> None:

@@ -1,14 +1,14 @@
 """The shape of a model, what it costs, and the presets. Imports no torch: a plan needs numbers only."""
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config, validate
 from oriole.errors import ConfigError
 
-__all__ = ["PRESETS", "ModelConfig", "preset"]
+__all__ = ["LORA_TARGETS", "PRESETS", "LoraConfig", "LoraTarget", "ModelConfig", "preset"]
 
 
 KEPT = 1024
@@ -127,6 +127,42 @@ class ModelConfig(Config):
             "logits": logits,
             "update": max(0, working - used),
         }
+
+
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+"""Every linear layer of a block, by its Hugging Face name."""
+
+
+class LoraConfig(Config):
+    """Train small adapters instead of the model (LoRA, Hu et al. 2021)."""
+
+    rank: int = Field(16, ge=1)
+    """Columns of B and rows of A (r): what an adapter can learn, and what it costs."""
+    alpha: float = Field(32.0, gt=0)
+    """An adapter is scaled by alpha / rank."""
+    targets: tuple[LoraTarget, ...] = LORA_TARGETS
+    """The linear layers that get an adapter, by their Hugging Face names; by default all."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of the adapters' input while training."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+        if not targets:
+            raise ValueError(f"name at least one of {', '.join(LORA_TARGETS)}")
+        return tuple(name for name in LORA_TARGETS if name in targets)  # one order, nothing twice
+
+    def num_params(self, shape: ModelConfig) -> int:
+        """Parameters of the adapters of a model of that shape."""
+        query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        sizes = {
+            "q_proj": shape.dim + query, "k_proj": shape.dim + kv, "v_proj": shape.dim + kv,
+            "o_proj": query + shape.dim, "gate_proj": shape.dim + shape.ffn_dim, "up_proj": shape.dim + shape.ffn_dim,
+            "down_proj": shape.ffn_dim + shape.dim,
+        }  # fmt: skip
+        return shape.num_layers * self.rank * sum(sizes[name] for name in self.targets)
 
 
 def _shape(vocab: int, dim: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> ModelConfig:

@@ -97,9 +97,11 @@ def memory_of(
     """How much memory a training step of the model takes, None where nobody has written that down."""
     if not isinstance(model, LM):
         return None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = trained / max(1, sum(p.numel() for p in model.parameters()))  # frozen weights have no gradients
 
     def memory(rows: int, length: int) -> dict[str, int]:
-        return model.config.training_memory(
+        parts = model.config.training_memory(
             rows,
             length,
             dtype.itemsize,
@@ -108,6 +110,7 @@ def memory_of(
             whole_scores=device.type == "cpu" and length <= KEPT,
             compiled=compiled,
         )
+        return parts | {name: int(share * parts[name]) for name in ("gradients", "optimizer")}
 
     return memory
 

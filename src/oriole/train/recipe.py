@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
-from oriole.model.config import ModelConfig, preset
+from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
@@ -192,6 +192,9 @@ class Recipe(Config):
     """When to save."""
     eval: EvalTable = EvalTable()
     """When and on how much to validate."""
+    lora: LoraConfig | None = None
+    """Train adapters on the parent's matrices instead of the whole model; with this table in any stage. The stage's
+    model has them merged in, and they lie beside it as a PEFT folder, `adapter`."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
     derived: dict[str, str] = Field(default_factory=dict)

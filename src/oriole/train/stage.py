@@ -20,7 +20,7 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, lmtask, reference, track
+from oriole.train import dist, lmtask, lora, reference, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
@@ -56,6 +56,8 @@ def _run(recipe: Recipe) -> dict[str, Any]:
         init = parent_of(recipe)
         tokenizer = make_tokenizer(recipe, init)
         task = _task(recipe, tokenizer, init)
+        if recipe.lora is not None:
+            task = lora.adapted(task, recipe, recipe.lora, init)
     config, optim = train_config(recipe, task.steps), optim_config(recipe)
     with dist.first():
         if is_first:
@@ -88,6 +90,8 @@ def _run(recipe: Recipe) -> dict[str, Any]:
 
     with trainer.parallel.gathered(), dist.first():
         if is_first:
+            if recipe.lora is not None:
+                lora.finish(task)
             task.save(recipe.folder / "model")
     done = {"event": "done", "stage": recipe.stage, "parameters": task.lm.config.num_params(), **summary}
     metrics.write(done)
@@ -120,7 +124,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
         for key in ("device", "compile", "log_every", "recompute", "parallel"):
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
-    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
+    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer", "lora")
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
@@ -254,5 +258,7 @@ def _describe(recipe: Recipe, task: Task) -> None:
         f"{recipe.stage}: {human(task.lm.config.num_params())} parameters, {task.steps:,} steps of "
         f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {task.have})"
     )
+    if recipe.lora is not None:
+        say(lora.saving(task, recipe))
     if recipe.derived:
         say("derived: " + "; ".join(f"{key} {value}" for key, value in recipe.derived.items()))
