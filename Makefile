@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP_ARGS ?=
 GPU_JSON ?= bench/results/gpu.json
 
-.PHONY: install demo test soak check bench bench-gpu gpu-wheels clean help
+.PHONY: install demo test soak test-peers check bench bench-gpu gpu-wheels clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,15 @@ test: install    ## the test suite (under ten minutes on two cores)
 soak: install    ## the long forms of the tests (under an hour on two cores)
 	$(BIN)/python -m pytest -m soak --timeout 3000
 
+test-peers: $(VENV)-peers/.installed  ## the same numbers as other libraries, in an environment of its own
+	$(VENV)-peers/bin/python -m pytest tests/peers -o filterwarnings=default
+
+$(VENV)-peers/.installed: pyproject.toml tests/peers/requirements.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[hf]' pytest \
+	  pytest-timeout -r tests/peers/requirements.txt
+	@touch $@
+
 check: install   ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +55,4 @@ bench-gpu:       ## the GPU set, with the machine's own PyTorch; two commands of
 	$(PYTHON) -m bench.gpu part=2 json=$(GPU_JSON)
 
 clean:           ## remove the virtual environment and caches (never runs/)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

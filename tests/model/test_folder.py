@@ -178,7 +178,7 @@ def test_a_save_that_fails_leaves_the_old_files_whole(
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("oriole.model.folder.save_file", full)
+    monkeypatch.setattr("oriole.model.files.save_file", full)
     with pytest.raises(ResourceError, match="disk is full"):
         save_model(small, tmp_path, chat=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -89,6 +89,7 @@ def test_gradients_are_those_of_the_merged_matrix(small: LM) -> None:
 def test_dropout_acts_on_the_adapters_alone_and_only_while_training(small: LM) -> None:
     base = logits(small)
     attach(small, LoraConfig(rank=4, dropout=0.5))
+    assert not any(module.training for module in small.modules())
     small.train()
     assert torch.equal(logits(small), base)  # B is zero: whatever is dropped changes nothing
     shake(small)

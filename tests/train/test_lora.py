@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 from toy_stage import recipe, write_data
 
+from oriole.apps.api import Oriole
 from oriole.errors import ConfigError
 from oriole.log import console
 from oriole.train.stage import run_stage
+from oriole.train.task import model_for
 
 RANK = 3
 LORA = {"rank": RANK, "alpha": 6, "dropout": 0.1}
@@ -74,6 +76,18 @@ def test_a_resumed_stage_equals_the_unbroken_one(tuned: Any, optimizer: str) -> 
     starts = [r for r in records if r["event"] == "start"]
     assert [r["step"] for r in starts] == [0, 10]
     assert (made.folder / "model" / "model.safetensors").read_bytes() == unbroken
+
+
+def test_the_adapters_lie_beside_the_model_and_stand_for_it(tuned: Any, tmp_path: Path) -> None:
+    made = tuned()
+    run_stage(made)
+    whole, adapted = Oriole(made.folder), Oriole(made.folder / "adapter")
+    assert not (made.folder / "adapter" / "config.json").exists()
+    assert adapted.can_chat and adapted.tokenizer.fingerprint() == whole.tokenizer.fingerprint()
+    for name, tensor in adapted.model.state_dict().items():
+        assert torch.equal(tensor, whole.model.state_dict()[name]), name
+    begins = model_for(made, whole.tokenizer, made.folder / "adapter")  # and a stage can start from them
+    assert torch.equal(begins.blocks[1].mlp.down.weight, whole.model.blocks[1].mlp.down.weight)
 
 
 def test_the_saving_is_said(tuned: Any) -> None:

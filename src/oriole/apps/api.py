@@ -19,6 +19,7 @@ from oriole.config import Config, validate
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
 from oriole.infer.engine import Engine, Finish
 from oriole.infer.sample import Sampling
+from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.folder import load_model
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Detokenizer, Tokenizer
@@ -104,12 +105,13 @@ class Oriole:
     """A model with its tokenizer. Safe to use from several threads, each call generates on its own."""
 
     def __init__(self, path: str | Path) -> None:
-        """Load a run (its newest stage that can chat), a stage, or a model folder; fp32 on the CPU until `to`.
+        """Load a run (its newest stage that can chat), a stage, or a model or adapter folder; fp32 on the CPU until
+        `to`.
 
         `ModelError` when there is no model there or it does not fit its tokenizer.
         """
         self.folder = find_model(path)
-        self.model = load_model(self.folder)
+        self.model = load_adapted(self.folder) if is_adapter(self.folder) else load_model(self.folder)
         self.tokenizer = Tokenizer.load(self.folder)
         self.stop_ids = _stop_ids(self.folder)
         if self.tokenizer.vocab_size > self.model.config.vocab_size:
@@ -364,13 +366,13 @@ def _generation(options: Options) -> Generation:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder that a run, a stage or a model folder means.
+    """The model folder that a run, a stage or a model folder means; an adapter folder is one, too.
 
     In a run it is the newest stage that can chat, or where none can, the newest that can write.
     """
     path = Path(path)
     for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or is_adapter(folder):
             return folder
     found = [f.parent for f in path.glob("*/model/config.json") if _writes(f)]
     if not found:

@@ -6,22 +6,17 @@ with a reward head is a `Qwen3ForSequenceClassification` of one label: it gives 
 """
 
 import functools
-import json
-import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from oriole.config import validate
 from oriole.errors import ConfigError, ModelError, raise_for_os_error
 from oriole.model.config import ModelConfig
+from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
 from oriole.model.layers import Block
 from oriole.model.lm import LM
 
@@ -53,25 +48,17 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
     """
     folder = Path(folder)
     rewards = "reward" in model.scalar_heads
-    # Views that share one fused matrix do not overlap, which is all that safetensors asks for.
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in to_hf(model).items()}
     stop = [END_OF_TURN, END_OF_TEXT] if chat else END_OF_TEXT
     generation: dict[str, Any] = {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
     if chat:
         generation |= {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / WEIGHTS) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        write_tensors(folder / WEIGHTS, to_hf(model), dtype)
         if not rewards:
-            _write_json(folder / "generation_config.json", generation)
+            write_json(folder / "generation_config.json", generation)
         config = _hf_config(model.config, dtype, rewards=rewards)
-        _write_json(folder / CONFIG, config | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT})
-    except SafetensorError as error:  # the library gives the system's error as text only: "… (os error 28)"
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise_for_os_error(OSError(int(number[1]), str(error)), "writing", folder / WEIGHTS)
+        write_json(folder / CONFIG, config | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT})
     except OSError as error:
         raise_for_os_error(error, "writing", folder)
 
@@ -144,24 +131,6 @@ def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str
     }
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; takes the place of `path` when the block ends well, and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +163,7 @@ def load_reward_model(folder: str | Path, device: torch.device | str = "cpu", dt
             f"{folder} holds a language model ({name}): it writes answers and cannot score them; give the folder of a "
             "reward model (oriole train RECIPE/reward makes one)"
         )
-    data = _read_json(folder / CONFIG, "")
+    data = read_json(folder / CONFIG, "")
     labels = data.get("id2label") or {}
     count = data.get("num_labels", len(labels) or 2)  # transformers' default is 2
     if count != 1:
@@ -206,7 +175,7 @@ def load_reward_model(folder: str | Path, device: torch.device | str = "cpu", dt
 
 def _architecture(folder: Path) -> str:
     """transformers' class for the folder, as its config says it; a causal LM where it does not."""
-    names = _read_json(folder / CONFIG, "").get("architectures")
+    names = read_json(folder / CONFIG, "").get("architectures")
     return str(names[0]) if isinstance(names, list) and names else "a causal LM"
 
 
@@ -226,13 +195,13 @@ def _load(
     missing = set(wanted)
     unexpected: list[str] = []
     for path in _weight_files(folder):
-        with _opened(path) as file:
+        with opened(path) as file:
             for name in file.keys():
                 if name not in wanted:
                     if not _ignorable(name, config):
                         unexpected.append(name)
                     continue
-                _copy(wanted[name], file.get_tensor(name), f"tensor {name} in {path}")
+                copy_tensor(wanted[name], file.get_tensor(name), f"tensor {name} in {path}", CONFIG)
                 missing.discard(name)
     if missing:
         raise ModelError(
@@ -253,7 +222,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     path = folder / CONFIG
     if not folder.is_dir():
         raise ModelError(f"no model folder at {folder}; train one, or give the path of a folder with a {CONFIG}")
-    data = _read_json(path, "is this a model folder?")
+    data = read_json(path, "is this a model folder?")
     schema = data.get("oriole_schema", SCHEMA)
     if schema != SCHEMA:
         raise ModelError(f"{path} has schema {schema!r}, this Oriole reads {SCHEMA}; install the Oriole that wrote it")
@@ -339,7 +308,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelError(
             f"{folder} has no {WEIGHTS}; Oriole reads weights from safetensors only, so convert others first"
         )
-    table = _read_json(folder / INDEX, "").get("weight_map")
+    table = read_json(folder / INDEX, "").get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise ModelError(f"{folder / INDEX} has no weight_map; copy or download the folder again")
     names = sorted(set(table.values()))
@@ -348,49 +317,6 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except SafetensorError as error:
-        raise ModelError(f"{path} is truncated or broken ({error}); copy or download it again") from error
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing; copy or download the folder again") from error
-    except OSError as error:
-        raise_for_os_error(error, "reading", path)
-
-
-def _copy(target: Tensor, source: Tensor, what: str) -> None:
-    if source.shape != target.shape:
-        raise ModelError(
-            f"{what} has shape {tuple(source.shape)}, {CONFIG} says {tuple(target.shape)}; "
-            "weights and config belong to different models"
-        )
-    if source.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ModelError(f"{what} is {source.dtype}, which Oriole cannot compute with; use weights in 16 or 32 bits")
-    with torch.no_grad():
-        target.copy_(source)
-
-
 def _ignorable(name: str, config: ModelConfig) -> bool:
     """Tensors that some tools write although they follow from the rest: a tied head, the rotary frequencies."""
     return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("rotary_emb.inv_freq")
-
-
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"no {path.name} in {path.parent}; {hint}") from error
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are both ValueErrors
-        _broken(path, error)
-    except OSError as error:
-        raise_for_os_error(error, "reading", path)
-    if not isinstance(data, dict):
-        _broken(path, "not an object")
-    return data
-
-
-def _broken(path: Path, why: object) -> NoReturn:
-    raise ModelError(f"{path} is not valid JSON ({why}); copy or download it again")

@@ -50,6 +50,7 @@ class LoraLinear(nn.Linear):
         self.adapters = nn.ModuleDict(
             {name: Adapter(base.in_features, rows, config.rank, seed, device) for name, rows in wanted.items()}
         )
+        self.train(base.training)
 
     def narrow(self) -> tuple[Tensor, Tensor]:
         """A's of all adapters below one another (R, in), and their B's, scaled, on a diagonal (out, R)."""

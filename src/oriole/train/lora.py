@@ -1,16 +1,18 @@
 """Any stage with LoRA: the adapters are put on before training, written beside the model and merged into it after."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 from oriole.errors import ConfigError
 from oriole.log import human
 from oriole.model import lora
+from oriole.model.adapter import save_adapter
 from oriole.model.config import LoraConfig
 from oriole.train.recipe import Recipe
 from oriole.train.task import Task
 
-__all__ = ["adapted", "finish", "saving"]
+__all__ = ["adapted", "save", "saving"]
 
 STATE_BYTES = {"adamw": 12, "muon": 8, "normuon": 8, "adafactor": 4}
 """Bytes of gradient and moments for each trained number of a matrix, in fp32."""
@@ -39,6 +41,13 @@ def saving(task: Task, recipe: Recipe) -> str:
     )
 
 
-def finish(task: Task) -> None:
-    """Merge the adapters into the model, for the stage's model folder."""
+def save(task: Task, recipe: Recipe, init: Path | None) -> None:
+    """Write the adapters to the stage's `adapter`, a PEFT folder that loads by itself, and merge them into the model,
+    which is then saved as any other."""
+    folder, model = recipe.folder / "adapter", recipe.folder / "model"
+    save_adapter(task.lm, folder, str(init))
     lora.merge(task.lm)
+    task.save(model)
+    for file in model.iterdir():  # tokenizer, template, end marks
+        if file.name != "config.json" and file.suffix in (".json", ".jinja"):
+            shutil.copyfile(file, folder / file.name)

@@ -91,8 +91,9 @@ def _run(recipe: Recipe) -> dict[str, Any]:
     with trainer.parallel.gathered(), dist.first():
         if is_first:
             if recipe.lora is not None:
-                lora.finish(task)
-            task.save(recipe.folder / "model")
+                lora.save(task, recipe, init)
+            else:
+                task.save(recipe.folder / "model")
     done = {"event": "done", "stage": recipe.stage, "parameters": task.lm.config.num_params(), **summary}
     metrics.write(done)
     metrics.close()

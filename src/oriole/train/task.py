@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from oriole.errors import ModelError
+from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import preset
 from oriole.model.folder import load_model
 from oriole.model.lm import LM
@@ -64,7 +65,7 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     """The parent's weights or new ones, with the recipe's dropout."""
     torch.manual_seed(recipe.train.seed)
     if init is not None:
-        model = load_model(init)
+        model = load_adapted(init) if is_adapter(init) else load_model(init)
     else:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
