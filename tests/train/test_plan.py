@@ -40,7 +40,7 @@ def measured(**changes: Any) -> Probe:
         "device": "cpu", "device_is_gpu": False, "dtype": "bfloat16", "compiled": True, "compile_seconds": 30.0,
         "micro_seconds": 2.0, "optimizer_seconds": 0.5, "steps": 5, "eval_token_seconds": 1e-4, "sample_seconds": 1.0,
         "save_seconds": 0.25, "save_bytes": 300_000_000, "step_bytes": 1_900_000_000, "peak_bytes": 2_000_000_000,
-        "host_bytes": 2_000_000_000, "base_bytes": 250_000_000,
+        "host_bytes": 2_000_000_000, "base_bytes": 250_000_000, "rows": 8,
     } | changes  # fmt: skip
     return Probe.model_validate(figures)
 

@@ -1,5 +1,6 @@
 """The probe: the real trainer in a process of its own, and figures that mean something."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from toy_training import SHAPE
 
 from oriole.config import validate
 from oriole.errors import ResourceError
-from oriole.train.probe import peak_rss, probe
+from oriole.model.config import preset
+from oriole.train.probe import Probe, _rows, peak_rss, probe
 from oriole.train.recipe import Recipe
 
 
@@ -49,6 +51,30 @@ def test_the_memory_that_a_shape_is_said_to_need_is_what_it_needs(tmp_path: Path
     made = probe(one, shape, 100, seconds=0.01)
     parts = shape.training_memory(64, 256, 4, whole_scores=True, compiled=False)
     assert sum(parts.values()) == pytest.approx(made.step_bytes - made.base_bytes, rel=0.2)
+
+
+def test_with_fewer_rows_time_and_memory_are_reckoned_up(tmp_path: Path) -> None:
+    shape = SHAPE.model_copy(update={"dim": 64, "num_layers": 4, "head_dim": 16, "ffn_dim": 176, "context": 256})
+    one = toy(tmp_path / "run", batch_size=64, length=256, dtype="fp32", accumulate=1)
+    whole = probe(one, shape, 100, seconds=0.01)
+    task = {"recipe": one.model_dump(mode="json"), "shape": shape.model_dump(mode="json"), "steps": 100}
+    done = subprocess.run(
+        [sys.executable, "-c", "from oriole.train import probe as p; p._rows = lambda *_: 16; p.main()"],
+        input=json.dumps(task | {"seconds": 0.01, "folder": str(tmp_path)}),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    part = Probe.model_validate_json(done.stdout.splitlines()[-1])
+    assert (whole.rows, part.rows) == (64, 16)
+    assert part.step_bytes == pytest.approx(whole.step_bytes, rel=0.2)
+    assert part.micro_seconds + part.optimizer_seconds == pytest.approx(whole.micro_seconds, rel=0.6)
+
+
+def test_a_batch_that_takes_long_is_probed_in_part(tmp_path: Path) -> None:
+    one = toy(tmp_path / "run", batch_size=32, length=32)
+    assert _rows(one, SHAPE) == 32
+    large = preset("1b")
+    assert _rows(one, large) < 32
+    assert _rows(toy(tmp_path / "run", batch_size=1, length=32), large.model_copy(update={"num_layers": 400})) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process in Linux's way")

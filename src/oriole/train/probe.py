@@ -33,8 +33,11 @@ from oriole.model.lm import LM
 from oriole.text.shards import Shards
 from oriole.train import checkpoint
 from oriole.train.batch import IGNORE, Batch
+from oriole.train.device import choose_device, choose_dtype
 from oriole.train.guard import memory_errors
 from oriole.train.loop import Trainer
+from oriole.train.machine import peak_flops
+from oriole.train.microbatch import Memory, free_memory, memory_of
 from oriole.train.objectives import LMObjective
 from oriole.train.recipe import Recipe
 from oriole.train.stage import optim_config, train_config
@@ -50,6 +53,12 @@ SAVED_BYTES = 1 << 30
 """Checkpoints up to this size are really written; larger ones are reckoned from a part."""
 AFTER_SAVING = 2
 """Steps that follow the saving of a checkpoint, so that the copy that is being written counts in the memory."""
+LONGEST_S = 2.5
+"""A forward and backward pass that would take longer is measured with fewer rows, and reckoned up."""
+IMPOSSIBLE = 1.5
+"""A batch that is reckoned to take so many times the free memory is not tried."""
+USUAL_MFU = 0.5
+"""What is made of the device's matrix products, for a guess at that."""
 DOUBLE_WITHIN_S = 2.0
 """A step may take this long for the double batch to be tried beside it."""
 
@@ -87,6 +96,8 @@ class Probe(Config):
     """Highest memory of the process (CPU) or highest allocation on the device (GPU)."""
     host_bytes: int
     """Highest memory of the process, on whatever device it trains."""
+    rows: int
+    """Rows of the batches that were measured; where the recipe has more, times and bytes are reckoned up."""
     base_bytes: int
     """Memory of a process in which only the libraries are loaded."""
     batch_gain: float | None = Field(None)
@@ -250,12 +261,15 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     model = LM(shape)
     model.set_dropout(recipe.train.dropout)
     model.recompute = recipe.train.recompute
-    data = _Synthetic(recipe, shape, recipe.train.batch_size, seconds)
+    rows = _rows(recipe, shape)
+    data = _Synthetic(recipe, shape, rows, seconds)
     trainer = _trainer(recipe, model, data, max(steps, MAX_STEPS + WARM_UP + 1), folder)
     compiled = trainer.config.compile
     if compiled == "auto" and steps < trainer.config.steps:  # the real run is shorter than the probe may be
         compiled = False
         trainer = _trainer(recipe, model, data, trainer.config.steps, folder, compile=False)
+    if rows < recipe.train.batch_size:
+        _refuse_impossible(trainer, recipe.train.batch_size, recipe.train.length)
     saved_bytes = 4 * shape.num_params() + _moments(recipe, shape)
     if saved_bytes <= SAVED_BYTES:
         data.save = trainer.saver.save
@@ -265,10 +279,11 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
         saving = min(saving, _seconds(lambda: _save(trainer), 1))
     else:
         saving = _saving(folder, saved_bytes)
+    apart = recipe.train.accumulate > 1 or rows < recipe.train.batch_size  # else an update is part of every pass
     step, compiling, timed = data.steady()
     on_gpu = trainer.device.type == "cuda"
     stepping = torch.cuda.max_memory_allocated(trainer.device) if on_gpu else peak_rss()
-    updating = _seconds(lambda: _update(trainer), 3) if recipe.train.accumulate > 1 else 0.0
+    updating = _seconds(lambda: _update(trainer), 3) if apart else 0.0
 
     length, device = recipe.train.length, trainer.device
     tokens = min(recipe.eval.tokens, 2 * 16 * length)
@@ -282,26 +297,62 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     model.train()
     host = peak_rss()
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else host
-    gain = _batch_gain(recipe, shape, model, folder) if step < DOUBLE_WITHIN_S else None
+    all_rows = recipe.train.batch_size
+    gain = _batch_gain(recipe, shape, model, folder) if step < DOUBLE_WITHIN_S and rows == all_rows else None
+    more = _more_memory(trainer, rows, all_rows, recipe.train.length)
     return Probe(
         device=torch.cuda.get_device_name(device) if on_gpu else str(device),
         device_is_gpu=on_gpu,
         dtype=str(trainer.dtype).removeprefix("torch."),
         compiled=trainer.gradients.compiled,
         compile_seconds=compiling,
-        micro_seconds=(step - updating) / trainer.config.accumulate,
+        micro_seconds=(step - updating) / trainer.config.accumulate * all_rows / rows,
         optimizer_seconds=updating,
         steps=timed,
         eval_token_seconds=evaluating / tokens,
         sample_seconds=sampling,
         save_seconds=saving,
         save_bytes=saved_bytes,
-        step_bytes=stepping,
-        peak_bytes=peak,
-        host_bytes=host,
+        step_bytes=stepping + more,
+        peak_bytes=max(peak, stepping + more),
+        host_bytes=host if on_gpu else max(host, stepping + more),
+        rows=rows,
         base_bytes=base,
         batch_gain=gain,
     )
+
+
+def _rows(recipe: Recipe, shape: ModelConfig) -> int:
+    """The recipe's rows, or so many of them that a pass takes about LONGEST_S."""
+    device = choose_device(recipe.train.device)
+    dtype, _ = choose_dtype(device, recipe.train.dtype)
+    length, rows = recipe.train.length, recipe.train.batch_size
+    row_seconds = shape.flops_per_token(length) * length / (USUAL_MFU * peak_flops(device, dtype).flops)
+    return max(1, min(rows, int(LONGEST_S / row_seconds)))
+
+
+def _refuse_impossible(trainer: Trainer, rows: int, length: int) -> None:
+    """Say at once that the whole batch does not fit, where it is far from it: the probe itself takes fewer rows."""
+    memory, free = _memory(trainer), free_memory(trainer.device)
+    if memory is None or free is None:
+        return
+    needed = sum(memory(rows, length).values())
+    if needed > IMPOSSIBLE * free:
+        raise ResourceError(
+            f"the device has not enough memory: {rows:,} rows of {length:,} tokens take about {needed / 1e9:,.1f} GB, "
+            f"and {free / 1e9:,.1f} GB are free; halve train.batch_size and double train.accumulate"
+        )
+
+
+def _more_memory(trainer: Trainer, rows: int, all_rows: int, length: int) -> int:
+    """Bytes that `all_rows` take beyond `rows`, as reckoned by `ModelConfig.training_memory`."""
+    memory = _memory(trainer)
+    return 0 if memory is None else sum(memory(all_rows, length).values()) - sum(memory(rows, length).values())
+
+
+def _memory(trainer: Trainer) -> Memory | None:
+    kind, compiled = trainer.optimizer.config.kind, trainer.gradients.compiled
+    return memory_of(trainer.model, kind, trainer.device, trainer.dtype, compiled=compiled)
 
 
 def _fit(trainer: Trainer) -> None:
