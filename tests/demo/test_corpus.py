@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> dict[str, Rows]:
-    names = [*NAMES, "eval.jsonl", "preference.jsonl"]
+    names = [*NAMES, "eval.jsonl", "preference.jsonl", "val_preference.jsonl"]
     return {name: [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()] for name in names}
 
 
@@ -82,6 +82,7 @@ def test_is_as_large_as_promised(splits: Splits, files: dict[str, Rows], folder:
         assert len(list((folder / "docs" / lang).glob("*.md"))) >= 12
         assert Counter(row["source"] for row in files[f"sft_{lang}.jsonl"]).keys() == set(KINDS)
     assert len(files["preference.jsonl"]) == SIZES.preference
+    assert len(files["val_preference.jsonl"]) == SIZES.preference_validation
     characters = {lang: sum(map(len, running(files, lang))) for lang in LANGS}
     assert 0.8e6 < characters["zh"] < 1.5e6
     assert 2.0e6 < characters["en"] < 3.6e6
@@ -142,7 +143,10 @@ def test_no_examined_conversation_is_trained(files: dict[str, Rows]) -> None:
         return tuple(turn["content"] for turn in messages if turn["role"] != "system")
 
     trained = {key(talk[:-1]) for talk in conversations(files)} | {key(r["prompt"]) for r in files["preference.jsonl"]}
-    assert not trained & {key(row["messages"]) for row in files["eval.jsonl"]}
+    examined = {key(row["messages"]) for row in files["eval.jsonl"]}
+    assert not trained & examined
+    held_out = {key(row["prompt"]) for row in files["val_preference.jsonl"]}
+    assert held_out and held_out <= examined, "held-out pairs are about questions of the examination"
 
 
 def test_sft_never_asks_about_held_out_people_and_places(splits: Splits, files: dict[str, Rows]) -> None:
@@ -306,9 +310,10 @@ def test_english_sentences_begin_with_a_capital(files: dict[str, Rows]) -> None:
 
 
 def test_preferences_differ_from_the_right_answer(files: dict[str, Rows]) -> None:
-    rows = files["preference.jsonl"]
-    assert all(row["chosen"] != row["rejected"] and row["rejected"] for row in rows)
-    assert max(Counter(row["rejected"] for row in rows).values()) < 0.2 * len(rows)
+    for name in ("preference.jsonl", "val_preference.jsonl"):
+        rows = files[name]
+        assert all(row["chosen"] != row["rejected"] and row["rejected"] for row in rows)
+        assert max(Counter(row["rejected"] for row in rows).values()) < 0.2 * len(rows)
 
 
 def test_values_are_named_as_in_the_glossary() -> None:

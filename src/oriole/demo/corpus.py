@@ -1,7 +1,11 @@
-"""Writes the built-in corpus: running text, chats, an examination, preferences and documents, in both languages."""
+"""Writes the built-in corpus: running text, chats, an examination, preferences and documents, in both languages.
+
+Held out are a hundredth of the running text, some chats, and preference pairs on questions of the examination.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -67,6 +71,7 @@ class Sizes:
     held_sentences: float = 0.15
     # the rest, both languages together
     preference: int = 1500
+    preference_validation: int = 600  # on questions of the examination
     guides: int = 14  # documents in each language
 
 
@@ -194,14 +199,14 @@ def write_corpus(folder: Path, seed: int = 0, sizes: Sizes = SIZES) -> None:
 def _write_all(folder: Path, seed: int, sizes: Sizes) -> None:
     splits = make_splits(seed, sizes)
     train: dict[Lang, list[Example]] = {}
-    exam: list[Example] = []
+    exams: dict[Lang, list[Example]] = {}
     for lang in LANGS:
         rows, questions = chats(splits, lang, seed, sizes)
         texts = running_text(splits, rows, lang, seed, sizes)
         cut = round(sizes.validation * len(texts))
         for name, part in (("val", texts[:cut]), ("pretrain", texts[cut:])):
             _jsonl(folder / f"{name}_{lang}.jsonl", ({"text": text, "source": source} for text, source in part))
-        exam += questions
+        exams[lang] = questions
         train[lang] = rows[sizes.sft_validation :]
         for name, examples in (("val_sft", rows[: sizes.sft_validation]), ("sft", train[lang])):
             lines = ({"conversations": each.conversation(), "source": each.kind} for each in examples)
@@ -212,10 +217,12 @@ def _write_all(folder: Path, seed: int, sizes: Sizes) -> None:
             path.write_text(text, encoding="utf-8", newline="\n")
     exam_lines = (
         {"kind": each.kind, "lang": each.lang, "messages": each.prompt(), "answers": list(each.answers)}
-        for each in exam
+        for each in itertools.chain.from_iterable(exams.values())
     )
     _jsonl(folder / "eval.jsonl", exam_lines)
     _jsonl(folder / "preference.jsonl", preferences.preferences(train, sizes.preference, seed))
+    held_out = preferences.preferences(exams, sizes.preference_validation, seed, split="validation ")
+    _jsonl(folder / "val_preference.jsonl", held_out)
 
 
 def _jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""Better and worse answers to training questions, for preference optimisation."""
+"""Better and worse answers to questions, for preference optimisation."""
 
 from __future__ import annotations
 
@@ -65,9 +65,12 @@ def _rejections(
     return out
 
 
-def preferences(train: dict[Lang, list[Example]], count: int, seed: int) -> list[Record]:
-    """`count` records over both languages: prompt, chosen and rejected answer, on training questions only."""
-    rng = random.Random(f"preference {seed}")
+def preferences(questions: dict[Lang, list[Example]], count: int, seed: int, split: str = "") -> list[Record]:
+    """`count` records over both languages: prompt, chosen and rejected answer to questions of these.
+
+    Another `split` of them is drawn by other random numbers.
+    """
+    rng = random.Random(f"preference {split}{seed}")
     wrong_language: dict[tuple[str, Lang], str] = {
         ("greeting", "en"): "你好！",
         ("greeting", "zh"): "Hello!",
@@ -77,7 +80,7 @@ def preferences(train: dict[Lang, list[Example]], count: int, seed: int) -> list
         ("definition", "zh"): "Please ask me in English.",
     }
     out: list[Record] = []
-    for examples in train.values():
+    for examples in questions.values():
         single = [each for each in examples if len(each.turns) == 1]
         for example in rng.sample(single, min(len(single), count // 2)):
             worse = _rejections(example, single, lambda each: wrong_language.get((each.kind, each.lang)), rng)
