@@ -30,6 +30,8 @@ def test_flops_count_the_head_once_and_the_input_embedding_never() -> None:
     untied = tied.model_copy(update={"tie_embeddings": False})
     assert tied.flops_per_token(256) == untied.flops_per_token(256)
     assert tied.flops_per_token(256) == 6 * tied.num_params() + 6 * 6 * 256 * 256
+    without = 6 * (tied.num_params() - tied.vocab_size * tied.dim) + 6 * 6 * 256 * 256
+    assert tied.flops_per_token(256, logits=False) == untied.flops_per_token(256, logits=False) == without
 
 
 def test_kv_cache_bytes_are_those_of_the_real_cache() -> None:

@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from oriole.apps import pairfigures
 from oriole.apps.curves import Points, StageLog, number, read_events, read_stage
 from oriole.apps.reportpage import page
 from oriole.errors import DataError, raise_for_os_error
@@ -26,7 +27,7 @@ from oriole.log import duration, human
 __all__ = ["SCHEMA", "build", "questions_table", "read_events", "read_stages", "text", "write"]
 
 SCHEMA = 1
-STAGES = ("pretrain", "sft")
+STAGES = ("pretrain", "sft", "reward")
 NUM_SAMPLES = 6
 WIDTH = 100
 
@@ -76,6 +77,8 @@ def _stage(stage: StageLog) -> dict[str, Any]:
         "bpb": done.get("bpb", evaluations[-1].get("bpb") if evaluations else None),
         "times": {what: round(seconds, 2) for what, seconds in times.items()},
     }
+    if pairs := pairfigures.figures(stage):
+        made["pairs"] = pairs
     asked = stage.last("questions")
     return made | {k: asked[k] for k in ("exact_match", "loop_rate") if k in asked}
 
@@ -142,6 +145,10 @@ def text(report: Mapping[str, Any]) -> str:
         state = name if stage["finished"] else f"{name} (not finished)"
         table.add_row(state, size, human(stage["tokens"]), duration(stage["seconds"]), *bpb)
     page.add(table)
+    for name, stage in report["stages"].items():
+        if "pairs" in stage:
+            page.heading(f"Held-out preference pairs, {name}")
+            page.add(pairfigures.table(stage["pairs"]))
     for stage in report["stages"].values():
         if "exact_match" in stage:
             page.heading("Held-out questions, exact match")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oriole import text
+from oriole.apps import pairfigures
 from oriole.apps.charts import Band, Chart, Line, draw, merged_marks, shares, visible
 from oriole.apps.curves import Mark, StageLog, number
 from oriole.log import duration, human
@@ -120,6 +121,7 @@ def _stage(stage: StageLog) -> str:
         [
             f'<p class="quiet">{_facts(stage)}</p>',
             charts or "<p>Nothing has been recorded yet.</p>",
+            pairfigures.html(pairfigures.figures(stage)),
             f'<p class="quiet note">MFU = {visible(mfu)}</p>' if mfu else "",
             f"<h3>Where the time went</h3>{shares(times, words)}" if times else "",
             _events(stage),
@@ -155,8 +157,9 @@ def _charts(stage: StageLog) -> str:
         return [Line("", stage.points(name), colour, style, stage.points(name, undone=True))]
 
     parts = [Line(part, points, colours[part], "dots") for part, points in bpb.items()]
+    unit = "per pair" if stage.name == "reward" else "nats per trained token"
     large = [
-        Chart("Loss", "nats per trained token", one("loss"), [Band(expected)] if expected else (), marks, log=None,
+        Chart("Loss", unit, one("loss"), [Band(expected)] if expected else (), marks, log=None,
               about=about),
         Chart("Bits per byte", "held-out text, by part", parts, bands, marks, log=None),
     ]  # fmt: skip
@@ -167,7 +170,8 @@ def _charts(stage: StageLog) -> str:
         Chart("MFU", "share of the peak FLOP/s", one("mfu", 4), marks=marks, zero=True, percent=True),
         Chart("Data wait", "share of the time", one("data_wait", 5), marks=marks, zero=True, percent=True),
     ]
-    rows = {name: "".join(draw(chart, width) for chart in row) for name, row in (("large", large), ("small", small))}
+    drawn = (("large", large), ("small", [*pairfigures.charts(stage), *small]))
+    rows = {name: "".join(draw(chart, width) for chart in row) for name, row in drawn}
     return "".join(f'<div class="charts {name}">{row}</div>' for name, row in rows.items() if row)
 
 

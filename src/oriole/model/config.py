@@ -63,13 +63,15 @@ class ModelConfig(Config):
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
         return embeddings + self.num_layers * layer + self.dim
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, *, logits: bool = True) -> float:
         """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
 
         A tied head counts once, as the head. The second term is causal attention: 12 L D T for the full square
-        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed.
+        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed. Without `logits`, as in a
+        reward model, there is no head of that size.
         """
-        matrices = self.num_params() - (0 if self.tie_embeddings else self.vocab_size * self.dim)
+        embeddings = self.vocab_size * self.dim
+        matrices = self.num_params() - (0 if self.tie_embeddings else embeddings) - (0 if logits else embeddings)
         return 6.0 * matrices + 6.0 * self.num_layers * self.num_heads * self.head_dim * length
 
     def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:

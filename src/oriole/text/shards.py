@@ -297,6 +297,11 @@ class View:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(documents,): which of the folder's they are."""
+        return self._indices
+
     def only(self, chosen: NDArray[np.integer[Any]]) -> "View":
         """The documents at these places of the view, as a view on the same shards."""
         return View(self.shards, self._indices[chosen])

@@ -38,13 +38,20 @@ Side = tuple[Ids, Mask]
 
 
 def encode_pairs(
-    preferences: Iterable[Preference], tok: Tokenizer, *, row: int, context: int, cut: bool, left_out: Counter[str]
+    preferences: Iterable[Preference],
+    tok: Tokenizer,
+    *,
+    row: int,
+    context: int,
+    cut: bool,
+    left_out: Counter[str],
+    margins: list[float] | None = None,
 ) -> Iterator[Row]:
     """Two rows for each pair, the better side first, that fit into `row` positions together and `context` each.
 
     A pair that cannot teach anything is counted by name in `left_out` instead: "equal sides", "empty completion",
     "prompt too long". Answers that are too long lose their end with `cut`, the longer one first; without it
-    the pair is left out as "answer too long".
+    the pair is left out as "answer too long". The margin of each pair that is taken is added to `margins`.
     """
     with track("tokenizing", unit="pairs") as bar:
         for preference in preferences:
@@ -53,6 +60,8 @@ def encode_pairs(
                 left_out[sides] += 1
                 continue
             bar.update(1)
+            if margins is not None:
+                margins.append(preference.margin)
             for ids, mask in sides:
                 yield ids, mask, preference.source
 
@@ -106,10 +115,14 @@ def prompt_key(prompt: Sequence[Message]) -> str:
 
 @final
 class Pairs:
-    """The pairs of one part, as a mixture walks through them: "document" k of part i is [i, k]."""
+    """The pairs of one part, as a mixture walks through them: "document" k of part i is [i, k].
 
-    def __init__(self, shards: Shards | View, number: int = 0) -> None:
-        self.shards, self.number = shards, number
+    A side's last id is only a target and has no position in a batch, unless the sides are to be `whole`: then it has
+    one, behind which nothing is predicted, and which is where a reward model reads its score.
+    """
+
+    def __init__(self, shards: Shards | View, number: int = 0, *, whole: bool = False) -> None:
+        self.shards, self.number, self.whole = shards, number, whole
         self.values: dict[str, NDArray[np.float64]] = {}
         """What is known of each side, (2 pairs,), by name: it comes with the batches, as `extra`."""
 
@@ -117,13 +130,14 @@ class Pairs:
         return len(self.shards) // 2
 
     def pair(self, k: int) -> tuple[Side, Side]:
-        """The better and the worse side of pair `k`."""
-        return self.shards.doc(2 * k), self.shards.doc(2 * k + 1)
+        """The better and the worse side of pair `k`; a `whole` one with an id more, which is never read."""
+        better, worse = self.shards.doc(2 * k), self.shards.doc(2 * k + 1)
+        return (_prolonged(better), _prolonged(worse)) if self.whole else (better, worse)
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
         """(pairs,): what each takes of a row."""
-        sides = self.shards.lengths - 1
+        sides = self.shards.lengths - (0 if self.whole else 1)
         return sides[::2] + sides[1::2]
 
     # --- for the mixture: a pair counts one, whatever its length
@@ -147,33 +161,56 @@ class Pairs:
         """[number of the part, k]."""
         return np.array([self.number, k], np.uint32), np.ones(2, np.uint8)
 
+    @cached_property
+    def margins(self) -> NDArray[np.float64]:
+        """(pairs,): how much better the better side is, 0 where the data does not say."""
+        base = self.shards.shards if isinstance(self.shards, View) else self.shards
+        path = _margins_path(base.folder)
+        every: NDArray[np.float64] = np.zeros(len(base) // 2)
+        if path.exists():
+            every = np.load(path, allow_pickle=False)
+        return every[self.shards.indices[::2] // 2] if isinstance(self.shards, View) else every
+
+
+def _prolonged(side: Side) -> Side:
+    ids, mask = side
+    more: Ids = np.concatenate([ids, ids[-1:]])
+    return more, np.concatenate([mask, np.zeros(1, np.uint8)])
+
+
+def _margins_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.margins.npy")
+
 
 def make_pairs(
-    recipe: Recipe, tokenizer: Tokenizer, *, context: int, cut: bool
+    recipe: Recipe, tokenizer: Tokenizer, *, context: int, cut: bool, whole: bool = False
 ) -> tuple[dict[str, Shards], dict[str, Shards]]:
     """Training and held-out pairs of every preference part, made where they are missing or made from other files.
 
     A part's `val` files, or the pairs whose prompts a hash holds out, are the held-out ones, `eval.pairs` at most.
+    `whole` leaves room for both sides' last ids (`Pairs`).
     """
+    beyond = int(whole)
+    context, row = context - beyond, recipe.train.length - 2 * beyond
     train: dict[str, Shards] = {}
     val: dict[str, Shards] = {}
     for name, part in recipe.parts.items():
         if recipe.format_of(part) == "preference":
-            train[name] = _part_pairs(recipe, tokenizer, name, part, "train", context, cut)
-            val[name] = _part_pairs(recipe, tokenizer, name, part, "val", context, cut)
+            train[name] = _part_pairs(recipe, tokenizer, name, part, "train", row, context, cut)
+            val[name] = _part_pairs(recipe, tokenizer, name, part, "val", row, context, cut)
     if not train:
         raise DataError(f"no part of the {recipe.stage} recipe holds preference pairs; name their files in one")
     return train, val
 
 
 def _part_pairs(
-    recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, context: int, cut: bool
+    recipe: Recipe, tokenizer: Tokenizer, name: str, part: Part, split: str, row: int, context: int, cut: bool
 ) -> Shards:
     paths = expand(part.val if split == "val" and part.val else part.files, data_root(recipe))
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     limit = 2 * recipe.eval.pairs if split == "val" else None
     made_from = [split, files, bool(part.val), recipe.eval.holdout, recipe.skip_bad, limit, tokenizer.fingerprint()]
-    made_from += [recipe.train.length, context, cut]
+    made_from += [row, context, cut]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     folder = recipe.run / "shards" / f"pairs-{name}-{split}-{key}"
     if folder.exists():
@@ -181,13 +218,14 @@ def _part_pairs(
 
     skipped = Skipped() if recipe.skip_bad else None
     left_out: Counter[str] = Counter()
+    margins: list[float] = []
     where = f"{split} part '{name}' of {recipe.stage}, from {', '.join(map(str, paths))}"
     rows = encode_pairs(
         _split(recipe, part, paths, split, skipped), tokenizer,
-        row=recipe.train.length, context=context, cut=cut, left_out=left_out,
+        row=row, context=context, cut=cut, left_out=left_out, margins=margins,
     )  # fmt: skip
     try:
-        made = write_shards(itertools.islice(rows, limit), tokenizer, folder)
+        made = write_shards(_noting(itertools.islice(rows, limit), margins, folder), tokenizer, folder)
     except DataError as error:
         why = f"; left out: {_listed(left_out)}" if left_out else ""
         raise DataError(f"{error} ({where}{why})") from error
@@ -196,6 +234,13 @@ def _part_pairs(
     if left_out:
         say(f"pairs left out: {_listed(left_out)} ({where})", "yellow")
     return made
+
+
+def _noting(rows: Iterable[Row], margins: Sequence[float], folder: Path) -> Iterator[Row]:
+    """The rows; behind the last, before their folder is whole, their margins are written beside it if there are any."""
+    yield from rows
+    if any(margins):
+        np.save(_margins_path(folder), np.array(margins, np.float64))
 
 
 def _listed(left_out: Mapping[str, int]) -> str:
@@ -210,10 +255,10 @@ def _split(
             yield preference
 
 
-def mixed(recipe: Recipe, train: Mapping[str, Shards]) -> tuple[list[Pairs], dict[str, float]]:
+def mixed(recipe: Recipe, train: Mapping[str, Shards], *, whole: bool = False) -> tuple[list[Pairs], dict[str, float]]:
     """The parts of the mixture, numbered, and their shares of the pairs, by name."""
     views, shares = weighted(recipe, train)
-    return [Pairs(view, number) for number, view in enumerate(views.values())], shares
+    return [Pairs(view, number, whole=whole) for number, view in enumerate(views.values())], shares
 
 
 # --- pairs to batches ------------------------------------------------------------------------------------------------

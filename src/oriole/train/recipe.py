@@ -13,10 +13,11 @@ from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
+from oriole.train.tables import RewardTable
 
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
-StageName = Literal["pretrain", "sft"]
+StageName = Literal["pretrain", "sft", "reward"]
 Format = Literal["text", "chat", "preference"]
 
 
@@ -164,7 +165,8 @@ class Recipe(Config):
     """One stage of training."""
 
     stage: StageName
-    """pretrain: running text, every token trained; sft: chats, only the assistant's words trained."""
+    """pretrain: running text, every token trained; sft: chats, only the assistant's words trained; reward: pairs, from
+    which a model learns to score answers."""
     run: Path = Path("runs/run")
     """The run folder; tokenizer, shards and stages of a run live in it."""
     data: str = "builtin"
@@ -173,7 +175,8 @@ class Recipe(Config):
     """A preset's name, a table of the model's shape, a width ("d384") or a number of parameters ("30M"), from which the
     shape is derived (first stage only; later stages take `init`'s)."""
     init: str = ""
-    """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft."""
+    """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft, its
+    sft stage for reward."""
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
     (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""
@@ -195,6 +198,8 @@ class Recipe(Config):
     lora: LoraConfig | None = None
     """Train adapters on the parent's matrices instead of the whole model; with this table in any stage. The stage's
     model has them merged in, and they lie beside it as a PEFT folder, `adapter`."""
+    reward: RewardTable = RewardTable()
+    """Stage reward: the loss of a pair."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
     derived: dict[str, str] = Field(default_factory=dict)
@@ -233,7 +238,15 @@ class Recipe(Config):
 
     def format_of(self, part: Part) -> Format:
         """How a part of this stage is read."""
-        return part.format or ("text" if self.stage == "pretrain" else "chat")
+        if part.format is not None:
+            return part.format
+        match self.stage:
+            case "pretrain":
+                return "text"
+            case "sft":
+                return "chat"
+            case "reward":
+                return "preference"
 
     @property
     def folder(self) -> Path:

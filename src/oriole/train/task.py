@@ -57,6 +57,11 @@ def parent_of(recipe: Recipe) -> Path | None:
                     f"no pretrained model at {parent}; train it first, or name one: init=FOLDER, init=random"
                 )
             return parent
+        case ("reward", ""):
+            parent = recipe.run / "sft" / "model"
+            if not parent.exists():
+                raise ModelError(f"no chat model at {parent}; train sft first, or name one: init=FOLDER, init=random")
+            return parent
         case _:
             return Path(recipe.init)
 
