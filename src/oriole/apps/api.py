@@ -26,7 +26,7 @@ from oriole.text.tokenizer import END_OF_TEXT, IM_END, Detokenizer, Tokenizer
 
 __all__ = ["Generation", "History", "Options", "Oriole", "Placement", "find_model", "to_message"]
 
-STAGE_ORDER = ("pretrain", "distill", "sft", "dpo", "reward", "ppo", "grpo")
+STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
 """Which of two stages is the later one where their files bear the same time."""
 
 BATCH = 32

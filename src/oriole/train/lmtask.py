@@ -19,7 +19,7 @@ from oriole.train.recipe import Recipe
 from oriole.train.task import Task, identity, model_for
 from oriole.train.validate import bits_per_byte, continuations
 
-__all__ = ["build", "measure"]
+__all__ = ["build", "measure", "steps"]
 
 
 def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
@@ -38,7 +38,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
         model=model,
         objective=LMObjective(),
         data=Packer(stream, recipe.train.batch_size, recipe.train.length),
-        steps=_steps(recipe, train),
+        steps=steps(recipe, train),
         evaluate=lambda step: measure(recipe, model, tokenizer, val, chat=chat),
         save=save,
         fingerprint=identity(recipe, model, tokenizer, {name: s.fingerprint for name, s in train.items()}),
@@ -47,7 +47,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     )
 
 
-def _steps(recipe: Recipe, train: Mapping[str, Shards | View]) -> int:
+def steps(recipe: Recipe, train: Mapping[str, Shards | View]) -> int:
+    """Optimizer steps for the recipe's tokens or epochs."""
     table = recipe.train
     tokens = table.tokens or (table.epochs or 0) * sum(s.num_tokens for s in train.values())
     return max(1, math.ceil(tokens / (table.batch_size * table.length * table.accumulate)))

@@ -138,7 +138,8 @@ def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards 
             train[name] = _packed(part, part.shards, tokenizer, name)
         else:
             train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
-        if part.format is not None:  # a replay is there against forgetting, not to be measured
+        # A replay is there against forgetting, not to be measured; distillation has formats of either kind.
+        if part.format is not None and recipe.stage != "distill":
             continue
         val[name] = _validation(recipe, tokenizer, name, part)
     return train, val

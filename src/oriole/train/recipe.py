@@ -13,11 +13,11 @@ from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
-from oriole.train.tables import RewardTable
+from oriole.train.tables import DistillTable, RewardTable
 
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
-StageName = Literal["pretrain", "sft", "reward"]
+StageName = Literal["pretrain", "sft", "reward", "distill"]
 Format = Literal["text", "chat", "preference"]
 
 
@@ -166,7 +166,7 @@ class Recipe(Config):
 
     stage: StageName
     """pretrain: running text, every token trained; sft: chats, only the assistant's words trained; reward: pairs, from
-    which a model learns to score answers."""
+    which a model learns to score answers; distill: text or chats, from a larger model too."""
     run: Path = Path("runs/run")
     """The run folder; tokenizer, shards and stages of a run live in it."""
     data: str = "builtin"
@@ -200,6 +200,8 @@ class Recipe(Config):
     model has them merged in, and they lie beside it as a PEFT folder, `adapter`."""
     reward: RewardTable = RewardTable()
     """Stage reward: the loss of a pair."""
+    distill: DistillTable | None = None
+    """Stage `distill` only: the teacher, and what is learnt from it."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
     derived: dict[str, str] = Field(default_factory=dict)
@@ -232,6 +234,8 @@ class Recipe(Config):
                 raise ValueError(f"the shares in parts.{name}.sources must leave something for the other sources")
         if (self.train.tokens is None) == (self.train.epochs is None):
             raise ValueError("give exactly one of train.tokens and train.epochs")
+        if (self.stage == "distill") != (self.distill is not None):
+            raise ValueError("stage distill, and no other, has a table [distill]; it names the teacher = FOLDER")
         if isinstance(self.model, str):
             preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
         return self
@@ -243,7 +247,7 @@ class Recipe(Config):
         match self.stage:
             case "pretrain":
                 return "text"
-            case "sft":
+            case "sft" | "distill":
                 return "chat"
             case "reward":
                 return "preference"

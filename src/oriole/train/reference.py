@@ -128,9 +128,8 @@ def find(recipe: Recipe, mine: Mapping[str, Any]) -> StageReference | None:
 
 def _fits(theirs: Mapping[str, Any], mine: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether all that the reference knows is equal, and what it does not know yet (newer keys) is at its default."""
-    plain = Recipe(
-        stage=recipe.stage, parts={name: Part(files=["*"]) for name in recipe.parts}, train=TrainTable(tokens=1)
-    )
+    parts = {name: Part(files=["*"]) for name in recipe.parts}
+    plain = Recipe(stage=recipe.stage, parts=parts, train=TrainTable(tokens=1), distill=recipe.distill)
     shape = {f"model.{name}": field.default for name, field in ModelConfig.model_fields.items()}
     defaults = shape | _settings(plain)
     return all(mine.get(key) == value for key, value in theirs.items()) and all(

@@ -20,7 +20,7 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, lmtask, lora, reference, reward, track
+from oriole.train import dist, distill, lmtask, lora, reference, reward, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
@@ -107,6 +107,8 @@ def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     match recipe.stage:
         case "pretrain" | "sft":
             return lmtask.build(recipe, tokenizer, init)
+        case "distill":
+            return distill.build(recipe, tokenizer, init)
         case "reward":
             return reward.build(recipe, tokenizer, init)
 
@@ -129,7 +131,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
         for key in ("device", "compile", "log_every", "recompute", "parallel"):
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
-    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer", "lora", "reward")
+    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer", "lora", "reward", "distill")
     changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

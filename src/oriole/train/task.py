@@ -62,6 +62,13 @@ def parent_of(recipe: Recipe) -> Path | None:
             if not parent.exists():
                 raise ModelError(f"no chat model at {parent}; train sft first, or name one: init=FOLDER, init=random")
             return parent
+        case ("distill", ""):
+            parent = recipe.run / "sft" / "model"
+            if not parent.exists():
+                raise ModelError(
+                    f"no fine-tuned model at {parent}; train it first, or name one: init=FOLDER, init=random"
+                )
+            return parent
         case _:
             return Path(recipe.init)
 

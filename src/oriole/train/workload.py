@@ -53,7 +53,7 @@ def schedule_counts(recipe: Recipe, steps: int) -> Counts:
 
 def measured_parts(recipe: Recipe) -> int:
     """Parts of the mixture that are evaluated; a replay is not."""
-    return sum(part.format is None for part in recipe.parts.values())
+    return sum(part.format is None or recipe.stage == "distill" for part in recipe.parts.values())
 
 
 def steps_of(recipe: Recipe, tokens: float) -> int:
