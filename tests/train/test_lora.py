@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_stage import recipe, write_data
 
 from oriole.apps.api import Oriole
-from oriole.errors import ConfigError
+from oriole.errors import CheckpointError, ConfigError
 from oriole.log import console
 from oriole.train.stage import run_stage
 from oriole.train.task import model_for
@@ -61,6 +61,7 @@ def test_only_adapters_train_and_the_model_has_them_merged_in(base: Path, tuned:
     owners = {name.rpartition(".")[0] for name in state} - {"oriole"}
     assert owners and all(".adapters." in name for name in owners)
     assert len(owners) == 2 * 2 * 7  # A and B of seven matrices in two layers
+    assert load_file(last / "model.safetensors").keys() == owners
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -88,6 +89,18 @@ def test_the_adapters_lie_beside_the_model_and_stand_for_it(tuned: Any, tmp_path
         assert torch.equal(tensor, whole.model.state_dict()[name]), name
     begins = model_for(made, whole.tokenizer, made.folder / "adapter")  # and a stage can start from them
     assert torch.equal(begins.blocks[1].mlp.down.weight, whole.model.blocks[1].mlp.down.weight)
+
+
+def test_a_checkpoint_belongs_to_the_weights_that_were_adapted(tuned: Any) -> None:
+    made = tuned()
+    run_stage(made)
+    shutil.rmtree(made.folder / "model")
+    file = made.run / "pretrain" / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"belongs to another run \(lora\.base was "):
+        run_stage(made)
 
 
 def test_the_saving_is_said(tuned: Any) -> None:

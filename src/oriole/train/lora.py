@@ -11,6 +11,7 @@ from oriole.model.adapter import save_adapter
 from oriole.model.config import LoraConfig
 from oriole.train.recipe import Recipe
 from oriole.train.task import Task
+from oriole.train.teacher import digest
 
 __all__ = ["adapted", "save", "saving"]
 
@@ -25,8 +26,11 @@ def adapted(task: Task, recipe: Recipe, config: LoraConfig, init: Path | None) -
     """
     if init is None:
         raise ConfigError("[lora] adapts a trained model, but this stage starts from random weights; give init=FOLDER")
+    base = digest(task.lm)  # a checkpoint holds what trains, so that it belongs to these very weights
     lora.attach(task.lm, config, recipe.train.seed)
-    return dataclasses.replace(task, fingerprint={**task.fingerprint, "lora": config.model_dump(mode="json")})
+    return dataclasses.replace(
+        task, fingerprint={**task.fingerprint, "lora": config.model_dump(mode="json") | {"base": base}}
+    )
 
 
 def saving(task: Task, recipe: Recipe) -> str:

@@ -93,6 +93,7 @@ class Saver:
     `save` copies everything and returns; a thread writes the copy while training goes on. `check`, `wait`, the next
     `save` and the end of the `with` block raise what went wrong there. `fingerprint` (flat) says what a checkpoint must
     share with this run; `dtype` is the arithmetic's name.
+    Weights that are frozen are not saved: they come from where the stage got them.
     Of several processes the first writes; where each holds only some rows of the weights, every one writes its own.
     """
 
@@ -148,7 +149,7 @@ class Saver:
         plain_rng, rng = checkpoint.rng_state(self.device)
         state = self.progress.state_dict() | {name: one.state_dict() for name, one in self.stateful.items()}
         state |= {"score": self.progress.score, "rng": plain_rng, "fingerprint": self.fingerprint, **self._setting}
-        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), "rng": rng}
+        tensors = {"model": self._trained(), "optimizer": self.optimizer.tensors(), "rng": rng}
         # Nothing of the copy may change while it is written: not the tensors, not the lists inside the states.
         state = json.loads(json.dumps(state))
         copy, rows = _own_parts(tensors, self._copies)
@@ -268,12 +269,19 @@ class Saver:
         self.load_model(found)
         self.optimizer.load(found.tensors["optimizer"])
 
+    def _trained(self) -> dict[str, Tensor]:
+        """The model's state without what is frozen."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+
     def load_model(self, found: checkpoint.Checkpoint) -> None:
         """Take the weights of a checkpoint; `CheckpointError` when they have another shape."""
-        loaded, own = found.tensors["model"], self.model.state_dict()
+        loaded, own = found.tensors["model"], self._trained()
         try:
             if not self._spans:
-                self.model.load_state_dict(loaded)
+                self.model.load_state_dict(
+                    {**self.model.state_dict(), **loaded} if loaded.keys() == own.keys() else loaded
+                )
                 return
             for name in loaded.keys() | own.keys():
                 if name not in loaded or name not in own or loaded[name].shape != local(own[name]).shape:
