@@ -23,6 +23,10 @@ SHORT = {
     "oriole run demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
     "oriole train demo/pretrain": ["train.tokens=8000", *QUICK],
     "oriole plan demo": ["probe=1", "train.batch_size=2", *QUICK],
+    "oriole run cpu-25min": [
+        "model=demo", "tokenizer.vocab_size=340", "train.tokens=2000", "train.batch_size=2", "train.length=128",
+        "train.compile=false", "eval.tokens=512", "eval.holdout=0.2",
+    ],
     "oriole run 26m": [
         "model=demo", "tokenizer.vocab_size=340", "pretrain.train.tokens=2000", "sft.train.tokens=2000",
         "train.batch_size=2", "train.length=128", "train.accumulate=1", "train.compile=false", "eval.tokens=512",
