@@ -27,7 +27,7 @@ from oriole.log import duration, human
 __all__ = ["SCHEMA", "build", "questions_table", "read_events", "read_stages", "text", "write"]
 
 SCHEMA = 1
-STAGES = ("pretrain", "sft", "reward", "distill")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
 NUM_SAMPLES = 6
 WIDTH = 100
 

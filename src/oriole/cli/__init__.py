@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "load_recipe", "main"]
 
-STAGES = ("pretrain", "sft", "reward", "distill")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
 """The stages of a run, in the order in which they follow one another."""
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -69,6 +69,11 @@ class Sampling:
         """Greedy, and the history plays no part: the next id is the argmax of the logits."""
         return self.temperature == 0 and self.repetition_penalty == 1 and self.no_repeat_ngram == 0
 
+    @property
+    def narrows(self) -> bool:
+        """Whether some ids are left out of the draw because they are unlikely."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 # --- what changes the scores -----------------------------------------------------------------------------------------
 
@@ -173,22 +178,42 @@ def sample(
     if not drawn:
         return logits.argmax(-1)
 
+    uniform = {b: torch.rand((), generator=generators[b], dtype=torch.float32) for b in drawn}
+    out = logits.argmax(-1) if len(drawn) < len(samplings) else logits.new_empty(len(samplings), dtype=torch.int64)
+    # Sorting costs more than all the rest, so that rows which narrow nothing go without; each row by its own setting,
+    # since what it draws must not depend on the rows beside it.
+    for narrows, pick in ((False, _drawn_from_all), (True, _drawn_from_best)):
+        places = [b for b in drawn if samplings[b].narrows == narrows]
+        if places:
+            rows = logits if len(places) == len(samplings) else logits[places]
+            chance = torch.stack([uniform[b] for b in places]).to(logits.device)
+            picked = pick(rows, [samplings[b] for b in places], chance)
+            out = out.index_copy(0, torch.tensor(places, device=logits.device), picked)
+    return out
+
+
+def _drawn_from_all(logits: Tensor, samplings: Sequence[Sampling], uniform: Tensor) -> Tensor:
+    """The ids (B,) that rows draw which narrow nothing."""
+    return draw((logits - logits.amax(-1, keepdim=True)) / _temperatures(logits, samplings), uniform)
+
+
+def _drawn_from_best(logits: Tensor, samplings: Sequence[Sampling], uniform: Tensor) -> Tensor:
+    """The ids (B,) that rows draw from their likeliest ids."""
+
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=logits.device)[:, None]
 
-    chosen = [samplings[b] for b in drawn]
-    rows = logits if len(drawn) == len(samplings) else logits[drawn]
-    rows, order = _candidates(rows, column([s.top_k for s in chosen]))
-    rows = (rows - rows[:, :1]) / column([max(s.temperature, 1e-10) for s in chosen])
-    if any(s.top_p < 1 for s in chosen):
-        rows = _top_p_sorted(rows, column([s.top_p for s in chosen]))
-    if any(s.min_p > 0 for s in chosen):
-        rows = min_p(rows, column([s.min_p for s in chosen]))
-    uniform = torch.stack([torch.rand((), generator=generators[b], dtype=torch.float32) for b in drawn])
-    picked = order.gather(-1, draw(rows, uniform.to(rows.device))[:, None])[:, 0]
-    if len(drawn) == len(samplings):
-        return picked
-    return logits.argmax(-1).index_copy(0, torch.tensor(drawn, device=logits.device), picked)
+    rows, order = _candidates(logits, column([s.top_k for s in samplings]))
+    rows = (rows - rows[:, :1]) / _temperatures(logits, samplings)
+    if any(s.top_p < 1 for s in samplings):
+        rows = _top_p_sorted(rows, column([s.top_p for s in samplings]))
+    if any(s.min_p > 0 for s in samplings):
+        rows = min_p(rows, column([s.min_p for s in samplings]))
+    return order.gather(-1, draw(rows, uniform)[:, None])[:, 0]
+
+
+def _temperatures(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    return torch.tensor([max(s.temperature, 1e-10) for s in samplings], device=logits.device)[:, None]
 
 
 def _constrained(logits: Tensor, masks: Sequence[Tensor | None]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every data format that Oriole reads becomes `Doc`, `Chat`, `Preference` or `Feedback`, one record after another.
+"""Every data format that Oriole reads becomes `Doc`, `Chat`, `Preference`, `Prompt` or `Feedback`, record after record.
 
 Running text   {"text"}; a .txt or .md file is one document, or several between `<|endoftext|>` marks or after `[EOS]`;
                .html and .pdf; {"title", "summary", "sections"} of Baidu-baike
@@ -14,6 +14,8 @@ Reasoning      "reasoning_content" or "reasoning" of an assistant's message, or 
 Preferences    {"prompt", "chosen", "rejected"} as strings, messages or lists of them; {"chosen", "rejected"} lists that
                begin with the same messages; a {"conversations"} prompt with one chosen and one rejected turn; with
                a "margin" where it is known how much better the chosen one is
+Prompts        {"prompt"}; {"messages"} that end with the user's, with a list of right "answers" where known; chats and
+               preference pairs, without their last answers
 Feedback       {"prompt", "completion", "label"}; any chat with "kto_tag"
 
 Records stand in .jsonl or .json, or in the rows of .csv, .tsv, .parquet and .arrow under the same names; files with
@@ -32,13 +34,14 @@ from oriole.text.files import BrokenFile, Skipped, expand, file_kind, lines, pla
 from oriole.text.llamafactory import DataSet, data_sets, is_description
 from oriole.text.pages import pdf_pages, read_html
 from oriole.text.records import Doc, Feedback
-from oriole.text.template import Chat, Message, Preference
+from oriole.text.template import Chat, Message, Preference, Prompt
 
 __all__ = [
     "Doc", "Feedback", "Skipped", "expand", "read_chats", "read_docs", "read_feedback", "read_preferences",
+    "read_prompts",
 ]  # fmt: skip
 
-T = TypeVar("T", Doc, Chat, Preference, Feedback)
+T = TypeVar("T", Doc, Chat, Preference, Feedback, Prompt)
 Paths = str | Path | Iterable[str | Path]
 
 SEPARATOR = "<|endoftext|>"
@@ -117,6 +120,23 @@ def read_feedback(paths: Paths, *, skip_bad: Skipped | None = None) -> Iterator[
         return _parsed(path, described, lambda value: [records.feedback(value)], skip_bad)
 
     return _read(paths, "feedback", some, skip_bad)
+
+
+def read_prompts(paths: Paths, *, skip_bad: Skipped | None = None) -> Iterator[Prompt]:
+    """What the files ask, in order: prompts alone, and chats and preference pairs without their last answers.
+
+    A chat's last answer, the chosen one of a pair, or a record's list of "answers" are the right ones. `skip_bad` as in
+    read_docs.
+    """
+
+    def some(path: Path, described: DataSet | None) -> Iterator[Prompt]:
+        if file_kind(path) in _RECORDS:
+            yield from _parsed(path, described, lambda value: [records.prompt(value)], skip_bad)
+            return
+        for chat in read_chats(path, skip_bad=skip_bad):
+            yield records.prompt_of(chat)
+
+    return _read(paths, "prompt", some, skip_bad)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One JSON value or table row to a `Doc`, `Chat`, `Preference` or `Feedback`: how others spell a record.
+"""One JSON value or table row to a `Doc`, `Chat`, `Preference`, `Prompt` or `Feedback`: how others spell a record.
 
 What a record must hold stands in `text.formats`, which reads files of them. One that does not fit raises `Misfit` with
 what was expected and the likeliest reason. Single messages are `text.turns`' matter.
@@ -8,16 +8,16 @@ import ast
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from oriole.text import rendered
-from oriole.text.template import Chat, Message, Preference, Role
+from oriole.text.template import Chat, Message, Preference, Prompt, Role
 from oriole.text.turns import Misfit, Record, from_rendered, kind, quoted, read_messages, read_tools
 
 __all__ = [
     "ANSWER", "ASK", "KNOWN", "Doc", "Feedback", "Misfit", "Record", "chat", "dice", "doc", "docs", "feedback",
-    "preference",
+    "preference", "prompt", "prompt_of",
 ]  # fmt: skip
 
 
@@ -51,16 +51,17 @@ _TITLED = ("title", "desc", "ask")
 _LABEL = ("label", "kto_tag")
 KNOWN = frozenset((
     *_CONVERSATION, *ASK, *ANSWER, *_TITLED, *_LABEL, "text", "input", "history", "system", "tools", "chosen",
-    "rejected", "margin", "content", "star", "answer_id", "qid", "sections", "summary", "source", "lang",
+    "rejected", "answers", "margin", "content", "star", "answer_id", "qid", "sections", "summary", "source", "lang",
 ))  # fmt: skip
 """Every name that any of the readers looks for: what need be read of a table with more columns."""
 
-_Wanted = Literal["doc", "chat", "preference", "feedback"]
+_Wanted = Literal["doc", "chat", "preference", "feedback", "prompt"]
 _KEYS: dict[_Wanted, tuple[str, ...]] = {
     "doc": ("text",),
     "chat": (*_CONVERSATION, *ASK[:-1], *ANSWER[:-1]),
     "preference": ("prompt", "chosen", "rejected"),
     "feedback": ("prompt", "completion", "label", "kto_tag"),
+    "prompt": ("prompt", "messages", "conversations", "answers"),
 }
 _EXPECTED: dict[_Wanted, str] = {
     "doc": "'text'",
@@ -68,12 +69,14 @@ _EXPECTED: dict[_Wanted, str] = {
     "'query' and 'response', 'question' and 'answer', or 'title' and 'answer'",
     "preference": "'prompt', 'chosen' and 'rejected', or 'chosen' and 'rejected' as message lists that begin alike",
     "feedback": "'prompt', 'completion' and 'label', or a chat with 'kto_tag'",
+    "prompt": "'prompt' or 'messages', a chat, or a preference pair",
 }
 _NAMES: dict[_Wanted, str] = {
     "doc": "running text, as pretraining reads it",
     "chat": "a chat, as fine-tuning reads it",
     "preference": "a preference pair, as preference training reads it",
     "feedback": "feedback on single answers, as preference training reads it",
+    "prompt": "a prompt, as reinforcement learning reads it",
 }
 
 ALIKE = 0.9
@@ -282,6 +285,50 @@ def _margin(record: Record) -> float:
     if not 0 <= margin < math.inf:
         raise Misfit(f"'margin' is {value!r}; it must be a number, 0 or more: how much better 'chosen' is")
     return margin
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def prompt(value: Any) -> Prompt:
+    """What a record asks: a prompt, or a chat or preference pair up to its last answer, which is a right one."""
+    record = _object(value, "prompt")
+    if read_tools(record.get("tools")):
+        raise Misfit("prompts with 'tools' are not read yet; remove the record")
+    if "chosen" in record and not _ends_with_answer(record):
+        pair = preference(record)
+        return prompt_of(Chat((*pair.prompt, *pair.chosen), (), pair.source, pair.lang))
+    ask = _first(record, ASK)
+    if ask is not None and _first(record, (*ANSWER, *_CONVERSATION)) is None:
+        messages = _asked(record, ask)
+    elif (turns := _first(record, _CONVERSATION)) is not None:
+        messages = read_messages(record[turns])[0]
+    elif _first(record, ANSWER) is None:
+        raise _unknown(record, "prompt")
+    else:
+        messages = _conversation(record)[0]
+    found = prompt_of(Chat(tuple(_with_system(record, messages)), (), _source(record) or _kind(record), _lang(record)))
+    accepted = record.get("answers")
+    if accepted is None:
+        return found
+    if not (isinstance(accepted, list) and accepted and all(isinstance(each, str) for each in accepted)):
+        raise Misfit("'answers' must be a list of texts")
+    return replace(found, answers=tuple(accepted))
+
+
+def prompt_of(chat: Chat) -> Prompt:
+    """A conversation up to its last question, with what was answered there."""
+    messages, last = list(chat.messages), ""
+    while messages and messages[-1].role not in ("user", "tool"):
+        last = messages.pop().content
+    if not messages:
+        raise Misfit("no message asks anything; it must hold one of the user's")
+    return Prompt(tuple(messages), (last,) if last else (), chat.source, chat.lang)
+
+
+def _kind(record: Record) -> str:
+    kind = record.get("kind")
+    return kind if isinstance(kind, str) else ""
 
 
 # --- feedback --------------------------------------------------------------------------------------------------------

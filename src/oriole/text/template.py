@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 from oriole.errors import DataError
 from oriole.text.tokenizer import RESERVED, Tokenizer
 
-__all__ = ["CHAT_TEMPLATE", "Chat", "Message", "Preference", "Role", "ToolCall", "message_dict", "render"]
+__all__ = ["CHAT_TEMPLATE", "Chat", "Message", "Preference", "Prompt", "Role", "ToolCall", "message_dict", "render"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -55,6 +55,17 @@ class Chat:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    source: str = ""
+    lang: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for the assistant's answer, its last message the user's or a tool's."""
+
+    messages: tuple[Message, ...]
+    answers: tuple[str, ...] = ()
+    """Right answers, where some are known."""
     source: str = ""
     lang: str = ""
 

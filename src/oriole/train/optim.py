@@ -7,7 +7,7 @@ and no host synchronisation.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from oriole.config import Config
 from oriole.errors import CheckpointError
-from oriole.model.lm import LM
 from oriole.train import schedules
 from oriole.train.clipping import NormWindow
 from oriole.train.groups import groups_of
@@ -82,6 +81,13 @@ class OptimConfig(Config):
     def _reaches_its_end(self) -> "OptimConfig":
         schedules.check(self.schedule, self.min_lr)
         return self
+
+
+@runtime_checkable
+class HasFusedRows(Protocol):
+    """A model, or several in one, that says which of its matrices are fused ones, and of how many rows each."""
+
+    def fused_rows(self) -> dict[str, tuple[int, ...]]: ...
 
 
 class _AdamW(torch.optim.AdamW):
@@ -230,7 +236,7 @@ class Optimizer:
 
 
 def _muon(model: nn.Module, names: tuple[str, ...], config: OptimConfig) -> Muon:
-    fused = model.fused_rows() if isinstance(model, LM) else {}
+    fused = model.fused_rows() if isinstance(model, HasFusedRows) else {}
     return Muon(
         [model.get_parameter(name) for name in names],
         {place: fused[name] for place, name in enumerate(names) if name in fused},

@@ -61,8 +61,8 @@ def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
         case "chat":
             chats = _chats(recipe, part, paths, "train", _skipped(recipe))
             texts = ("\n".join(m.content for m in chat.messages) for chat in chats)
-        case "preference":
-            raise ConfigError("a tokenizer is not learnt from preference pairs; start from a model (init=FOLDER)")
+        case "preference" | "prompt" as kind:
+            raise ConfigError(f"a tokenizer is not learnt from {kind} data; start from a model (init=FOLDER)")
     for text in texts:
         yield (name if name in ("zh", "en") else language(text)), text
 
@@ -95,8 +95,10 @@ def _rows(
             return encode_docs(_docs(recipe, part, paths, split, skipped), tokenizer)
         case "chat":
             return encode_chats(_chats(recipe, part, paths, split, skipped), tokenizer)
-        case "preference":
-            raise ConfigError(f"{recipe.stage} reads no preference pairs; give a part the format text or chat")
+        case "preference" | "prompt" as kind:
+            raise ConfigError(
+                f"{recipe.stage} has no tokens of {kind} data to read; give a part the format text or chat"
+            )
 
 
 def _first_tokens(rows: Iterator[Row], limit: int) -> Iterator[Row]:

@@ -13,12 +13,12 @@ from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
-from oriole.train.tables import DistillTable, RewardTable
+from oriole.train.tables import DistillTable, GRPOTable, PPOTable, RewardTable, RolloutTable
 
 __all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
-StageName = Literal["pretrain", "sft", "reward", "distill"]
-Format = Literal["text", "chat", "preference"]
+StageName = Literal["pretrain", "sft", "reward", "ppo", "grpo", "distill"]
+Format = Literal["text", "chat", "preference", "prompt"]
 
 
 class Part(Config):
@@ -31,8 +31,9 @@ class Part(Config):
     lang: str = ""
     """With `shards`: only the documents of this language, for example "zh"; by default all."""
     format: Format | None = None
-    """Running text, conversations or preference pairs; by default text in pretraining and chat in SFT. A text part in
-    SFT is a replay of what pretraining read, against forgetting."""
+    """Running text, conversations, preference pairs or prompts; by default text in pretraining, chat in SFT, prompts in
+    ppo and grpo (of any file with chats, pairs or prompts alone). A text part in SFT is a replay of what pretraining
+    read, against forgetting."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
     sources: dict[str, float] = Field(default_factory=dict)
@@ -202,6 +203,12 @@ class Recipe(Config):
     """Stage reward: the loss of a pair."""
     distill: DistillTable | None = None
     """Stage `distill` only: the teacher, and what is learnt from it."""
+    rollout: RolloutTable = RolloutTable()
+    """Stages ppo and grpo: prompts, answers, rewards."""
+    ppo: PPOTable = PPOTable()
+    """Stage ppo."""
+    grpo: GRPOTable = GRPOTable()
+    """Stage grpo."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
     derived: dict[str, str] = Field(default_factory=dict)
@@ -236,9 +243,33 @@ class Recipe(Config):
             raise ValueError("give exactly one of train.tokens and train.epochs")
         if (self.stage == "distill") != (self.distill is not None):
             raise ValueError("stage distill, and no other, has a table [distill]; it names the teacher = FOLDER")
+        if self.stage in ("ppo", "grpo"):
+            self._rollouts_possible()
         if isinstance(self.model, str):
             preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
         return self
+
+    def _rollouts_possible(self) -> None:
+        """What the stages that learn from their own answers need."""
+        asked = {name: part for name, part in self.parts.items() if self.format_of(part) == "prompt"}
+        if not asked:
+            raise ValueError(f"{self.stage} needs a part with prompts: one without a format, or format = 'prompt'")
+        for name, part in asked.items():
+            if part.shards is not None or part.sources:
+                raise ValueError(
+                    f"{self.stage} reads the prompts of parts.{name} from files, without shards or sources"
+                )
+        if self.train.epochs is None:
+            raise ValueError(f"{self.stage} counts in passes over its prompts: give train.epochs, not train.tokens")
+        if self.train.compile is True:
+            raise ValueError(
+                f"{self.stage} compares the probabilities of its rollouts with those in training, both computed alike: "
+                "leave train.compile at auto (not compiled) or false"
+            )
+        if self.train.dropout > 0:
+            raise ValueError(f"train.dropout must be 0 in {self.stage}: who answered is who learns")
+        if self.train.parallel == "fsdp":
+            raise ValueError(f"{self.stage} needs the whole policy in each process; use train.parallel=ddp")
 
     def format_of(self, part: Part) -> Format:
         """How a part of this stage is read."""
@@ -251,6 +282,8 @@ class Recipe(Config):
                 return "chat"
             case "reward":
                 return "preference"
+            case "ppo" | "grpo":
+                return "prompt"
 
     @property
     def folder(self) -> Path:

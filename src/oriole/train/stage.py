@@ -20,7 +20,7 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, distill, lmtask, lora, reference, reward, track
+from oriole.train import dist, distill, grpo, lmtask, lora, ppo, reference, reward, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
@@ -111,6 +111,10 @@ def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
             return distill.build(recipe, tokenizer, init)
         case "reward":
             return reward.build(recipe, tokenizer, init)
+        case "ppo":
+            return ppo.build(recipe, tokenizer, init)
+        case "grpo":
+            return grpo.build(recipe, tokenizer, init)
 
 
 # --- what is there already -------------------------------------------------------------------------------------------
@@ -131,8 +135,9 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
         for key in ("device", "compile", "log_every", "recompute", "parallel"):
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
-    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer", "lora", "reward", "distill")
-    changed = [key for key in keys if before.get(key) != now.get(key)]
+    keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
+    tables = ("lora", "reward", "dpo", "rollout", "ppo", "grpo", "distill")
+    changed = [key for key in (*keys, *tables) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
             f"{recipe.folder} was finished with another recipe ({', '.join(changed)} differ, see its recipe.toml); "
@@ -223,7 +228,8 @@ def train_config(recipe: Recipe, steps: int) -> TrainConfig:
         accumulate=table.accumulate,
         device=table.device,
         dtype=table.dtype,
-        compile=table.compile,
+        # Old and new log-probs of a rollout are compared bit for bit, so that both come from the same arithmetic.
+        compile=False if recipe.stage in ("ppo", "grpo") else table.compile,
         seed=table.seed,
         parallel=table.parallel,
         log_every=table.log_every,
@@ -260,10 +266,14 @@ def optim_config(recipe: Recipe) -> OptimConfig:
 
 def _describe(recipe: Recipe, task: Task) -> None:
     table = recipe.train
-    tokens = task.steps * table.batch_size * table.length * table.accumulate
+    rows = table.batch_size * table.accumulate
+    if recipe.stage in ("ppo", "grpo"):
+        size = f"{rows} answers"
+    else:
+        size = f"{rows} x {table.length} = {human(task.steps * rows * table.length)} tokens"
     say(
         f"{recipe.stage}: {human(task.lm.config.num_params())} parameters, {task.steps:,} steps of "
-        f"{table.batch_size * table.accumulate} x {table.length} = {human(tokens)} tokens (data: {task.have})"
+        f"{size} (data: {task.have})"
     )
     if recipe.lora is not None:
         say(lora.saving(task, recipe))

@@ -1,13 +1,16 @@
 """Tables of recipes that single stages read, one for each; without torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from oriole.config import Config
 
-__all__ = ["DistillTable", "RewardTable"]
+__all__ = ["DistillTable", "GRPOTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable"]
+
+RewardName = Literal["arithmetic", "exact", "language", "format", "repetition", "length", "rules", "model"]
 
 
 class RewardTable(Config):
@@ -33,3 +36,93 @@ class DistillTable(Config):
     """0: the teacher is asked in every step about all tokens. Above: it is asked once, before the first step, and its
     so many likeliest tokens are kept on disk, with what all others have together: several epochs, or several students,
     then cost the teacher nothing. 32 usually holds nearly all of the probability."""
+
+
+class RolloutTable(Config):
+    """Stages ppo and grpo: what is asked, how it is answered, and what an answer is worth."""
+
+    prompts: int = Field(32, ge=1)
+    """Prompts of one rollout: the policy answers them all, then learns from its answers."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer, its end mark included. Prompts that leave no room for it in `train.length` are left out."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the sampled answers; the logits are divided by it in training, too. Nothing else narrows the choice."""
+    max_batch: int = Field(128, ge=1)
+    """Answers that are written at the same time."""
+    rewards: Mapping[RewardName, float] = {"rules": 1.0}
+    """Weights of what is added up, each from 0 to 1 but for the model's: arithmetic (the sum is right), exact (a known
+    answer), language (the question's), format (it ended, no debris), repetition (none), length (not beyond
+    `long_answer`), rules (text/judge.py's score of all of these), model (the reward model). Prompts about which none
+    has anything to say are left out."""
+    reward_model: Path | None = None
+    """Folder of the reward model; by default that of the run's stage reward."""
+    long_answer: int = Field(64, ge=1)
+    """Words and Chinese characters up to which the reward `length` is 1; it is 0 from twice as many on."""
+    eval_prompts: int = Field(200, ge=2)
+    """At most so many held-out prompts are answered, greedily, at every evaluation, and compared with the parent's."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _some_reward(cls, rewards: Mapping[RewardName, float]) -> Mapping[RewardName, float]:
+        if not rewards or not all(rewards.values()):
+            raise ValueError("needs at least one reward, each with a weight other than 0: rewards = { rules = 1.0 }")
+        return rewards
+
+
+class PPOTable(Config):
+    """Proximal policy optimisation (Schulman et al. 2017) from rewards, as Ouyang et al. 2022."""
+
+    epochs: int = Field(4, ge=1)
+    """Passes over the answers of a rollout."""
+    kl: Literal["k1", "k3"] = "k1"
+    """Estimate of each token's KL to the parent, which is taken off its reward (advantages.py)."""
+    kl_coef: float = Field(0.05, ge=0)
+    """Weight of that KL; with `kl_target` the first one."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL of an answer (nats, summed over its tokens) that the weight is steered to (Ziegler et al. 2019); none: the
+    weight is fixed."""
+    kl_horizon: float = Field(10_000, gt=0)
+    """Answers in which the weight can change by about a fifth of itself."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of rewards to come."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's trade of bias (0) against variance (1)."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """How far from 1 the ratio of new to old probability is followed."""
+    value_clip: float = Field(0.2, gt=0)
+    """How far from the old value the new one is followed."""
+    value_coef: float = Field(0.1, ge=0)
+    """Weight of the value model's loss."""
+    value_init: Literal["policy", "reward"] = "policy"
+    """What the value model starts from: the policy's parent with a head of zeros, or the reward model."""
+    whiten_rewards: bool = False
+    """Scale each token's rewards to variance 1."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken off the score of an answer without an end mark."""
+    stop_kl: float | None = Field(None, gt=0)
+    """`policy/approxkl_avg` of a step above which the rest of the rollout is left; none: never."""
+
+
+class GRPOTable(Config):
+    """Groups of answers that are each other's baseline: GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024)."""
+
+    method: Literal["grpo", "rloo"] = "grpo"
+    """grpo: less the group's mean, a ratio for each token; rloo: less the mean of the others, a ratio for the whole
+    answer, the KL taken off the reward."""
+    group: int = Field(8, ge=2)
+    """Answers to each prompt."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the answers of a rollout."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the parent: k3, with gradient (grpo); k1, as part of the reward (rloo)."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """How far below 1 the ratio of new to old probability is followed."""
+    clip_high: float | None = Field(None, gt=0)
+    """How far above 1; DAPO's "clip higher" is 0.28. None: as far as below."""
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """`method = "grpo"`: what the sum over tokens is divided by. dapo: all tokens of the step; grpo: each answer by its
+    own length, then the answers; dr_grpo: the answers times `rollout.max_new_tokens`."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """`method = "grpo"`: the standard deviation that advantages are divided by; dr_grpo has none."""
+    mask_truncated: bool = False
+    """Learn nothing from answers that never ended (DAPO)."""

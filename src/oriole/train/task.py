@@ -18,7 +18,7 @@ from oriole.train.gradients import Objective
 from oriole.train.loop import Data
 from oriole.train.recipe import Recipe
 
-__all__ = ["Task", "identity", "model_for", "parent_of"]
+__all__ = ["Task", "identity", "load_parent", "model_for", "parent_of"]
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,25 @@ def parent_of(recipe: Recipe) -> Path | None:
                     f"no fine-tuned model at {parent}; train it first, or name one: init=FOLDER, init=random"
                 )
             return parent
+        case ("ppo" | "grpo" as stage, ""):
+            for before in ("ppo", "dpo", "sft") if stage == "grpo" else ("dpo", "sft"):
+                if (found := recipe.run / before / "model").exists():
+                    return found
+            raise ModelError(f"no chat model in {recipe.run} to start from; train sft first, or name one: init=FOLDER")
         case _:
             return Path(recipe.init)
+
+
+def load_parent(folder: Path) -> LM:
+    """The language model of a model folder, or of adapters with the model that they belong to."""
+    return load_adapted(folder) if is_adapter(folder) else load_model(folder)
 
 
 def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     """The parent's weights or new ones, with the recipe's dropout."""
     torch.manual_seed(recipe.train.seed)
     if init is not None:
-        model = load_adapted(init) if is_adapter(init) else load_model(init)
+        model = load_parent(init)
     else:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
