@@ -11,7 +11,7 @@ from toy_training import SHAPE
 
 from oriole.config import validate
 from oriole.errors import ResourceError
-from oriole.model.config import preset
+from oriole.model.config import LoraConfig, preset
 from oriole.train.probe import Probe, _rows, peak_rss, probe
 from oriole.train.recipe import Recipe
 
@@ -42,6 +42,14 @@ def test_a_probe_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert 50e6 < made.base_bytes <= made.step_bytes <= made.peak_bytes == made.host_bytes < 2e9
     assert made.batch_gain is not None and made.batch_gain > 0.2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_adapters_what_is_saved_is_theirs(tmp_path: Path) -> None:
+    made = toy(tmp_path / "run").model_copy(update={"lora": LoraConfig(rank=2)})
+    measured = probe(made, SHAPE, 100, seconds=0.01)
+    assert measured.save_bytes == pytest.approx(3 * 4 * LoraConfig(rank=2).num_params(SHAPE), rel=0.02)
+    assert measured.save_bytes < 0.2 * 3 * 4 * SHAPE.num_params()
+    assert measured.micro_seconds > 0 and measured.optimizer_seconds > 0
 
 
 def test_the_memory_that_a_shape_is_said_to_need_is_what_it_needs(tmp_path: Path) -> None:

@@ -166,6 +166,10 @@ class LoraConfig(Config):
         }  # fmt: skip
         return shape.num_layers * self.rank * sum(sizes[name] for name in self.targets)
 
+    def share(self, shape: ModelConfig) -> float:
+        """The adapters' parameters as a share of the model's: of gradients and optimizer state that is what is left."""
+        return self.num_params(shape) / shape.num_params()
+
 
 def _shape(vocab: int, dim: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> ModelConfig:
     shape = {"vocab_size": vocab, "dim": dim, "num_layers": layers, "num_heads": heads, "num_kv_heads": kv}

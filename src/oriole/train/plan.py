@@ -147,6 +147,8 @@ def plan_here(
         compiled=probe.compiled,
         recompute=table.recompute,
     )
+    if recipe.lora is not None:
+        parts |= {name: int(recipe.lora.share(shape) * parts[name]) for name in ("gradients", "optimizer")}
     notes = _notes_here(recipe, probe, memory_limit)
     return StagePlan(
         name=name,

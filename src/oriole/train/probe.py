@@ -30,6 +30,7 @@ from oriole.infer.sample import Sampling
 from oriole.log import Metrics
 from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
+from oriole.model.lora import attach
 from oriole.text.shards import Shards
 from oriole.train import checkpoint
 from oriole.train.batch import IGNORE, Batch
@@ -261,6 +262,8 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     model = LM(shape)
     model.set_dropout(recipe.train.dropout)
     model.recompute = recipe.train.recompute
+    if recipe.lora is not None:
+        attach(model, recipe.lora)
     rows = _rows(recipe, shape)
     data = _Synthetic(recipe, shape, rows, seconds)
     trainer = _trainer(recipe, model, data, max(steps, MAX_STEPS + WARM_UP + 1), folder)
@@ -270,7 +273,8 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
         trainer = _trainer(recipe, model, data, trainer.config.steps, folder, compile=False)
     if rows < recipe.train.batch_size:
         _refuse_impossible(trainer, recipe.train.batch_size, recipe.train.length)
-    saved_bytes = 4 * shape.num_params() + _moments(recipe, shape)
+    trained = 1.0 if recipe.lora is None else recipe.lora.share(shape)
+    saved_bytes = int(trained * (4 * shape.num_params() + _moments(recipe, shape)))
     if saved_bytes <= SAVED_BYTES:
         data.save = trainer.saver.save
     _fit(trainer)
