@@ -23,19 +23,29 @@ FIGURES: Final[dict[str, tuple[str, Kind]]] = {
     "mean_reward": ("mean reward", "number"),
     "max_reward": ("greatest reward", "number"),
     "length_correlation": ("correlation of reward and length", "number"),
+    "eval_logps/accuracies": ("chosen likelier than rejected", "share"),
+    "eval_rewards/accuracies": ("chosen gained more than rejected", "share"),
+    "eval_rewards/margins": ("reward of chosen above rejected", "number"),
+    "eval_loss": ("loss", "number"),
     "longer_chosen": ("pairs whose chosen answer is the longer one", "share"),
 }
-"""Figures of an evaluation (train.rewardfigures), in the order in which they are shown."""
+"""Figures of an evaluation (train.rewardfigures, train.dpo), in the order in which they are shown."""
+JUDGES: Final = ("auc", "eval_logps/accuracies")
+"""A record with one of these is of held-out pairs: a reward model's, or a language model's."""
 
 
 def figures(stage: StageLog) -> dict[str, Any]:
     """{"before", "after"}: the first and the last evaluation's figures; {} for a stage without held-out pairs."""
-    found = [record for record in stage.all("eval") if "auc" in record]
+    found = _held_out(stage)
     if not found:
         return {}
     before, after = ({k: record[k] for k in FIGURES if k in record} for record in (found[0], found[-1]))
     more = found[-1].get("accuracy_by_source")
     return {"before": before, "after": after | ({"accuracy_by_source": more} if more else {})}
+
+
+def _held_out(stage: StageLog) -> list[Mapping[str, Any]]:
+    return [record for record in stage.all("eval") if any(name in record for name in JUDGES)]
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -88,15 +98,29 @@ def html(found: Mapping[str, Any]) -> str:
 
 def charts(stage: StageLog) -> list[Chart]:
     """Accuracy and rewards while training, and on the held-out pairs (dots)."""
-    held_out = [record for record in stage.all("eval") if "auc" in record]
+    held_out = _held_out(stage)
+    if not held_out:
+        return []
 
     def dots(name: str) -> list[tuple[float, float]]:
         return [(stage.tokens_at(int(record["step"])), number(record.get(name))) for record in held_out]
 
+    if "auc" not in held_out[0]:
+        accuracy = [
+            Line("trained, reward", stage.points("rewards/accuracies"), 0),
+            Line("held out, reward", dots("eval_rewards/accuracies"), 1, "dots"),
+            Line("held out, log-prob", dots("eval_logps/accuracies"), 2, "dots"),
+        ]
+        sides = [Line(what, stage.points(f"rewards/{what}"), n) for n, what in enumerate(("chosen", "rejected"))]
+        return [
+            Chart("Accuracy", "share of the pairs in the right order", accuracy, percent=True),
+            Chart("Rewards", "beta times the log-ratio to the reference", sides),
+            Chart("Margin", "chosen above rejected", [Line("", stage.points("rewards/margins"), 2)]),
+        ]
     accuracy = [Line("trained", stage.points("accuracy"), 0), Line("held out", dots("accuracy"), 1, "dots")]
     rewards = [Line(what, stage.points(f"{what}_reward"), n) for n, what in enumerate(("min", "mean", "max"))]
     return [
         Chart("Accuracy", "share of the pairs in the right order", accuracy, percent=True),
         Chart("Rewards", "least, mean, greatest of a micro-batch", rewards),
         Chart("Margin", "chosen above rejected", [Line("", stage.points("margin"), 2)]),
-    ] if held_out else []  # fmt: skip
+    ]

@@ -185,7 +185,7 @@ def _tokens(recipe: "Recipe", scratch: Path) -> "Tokens":
             write_corpus(root)
     shards: dict[str, int] = {}
     files: dict[str, list[Path]] = {}
-    for name, part in recipe.parts.items():
+    for name, part in recipe.trained.items():
         if part.shards is not None:
             if (part.shards / "index.json").exists():
                 shards[name] = Shards.open(part.shards).num_tokens

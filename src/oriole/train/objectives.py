@@ -11,7 +11,10 @@ from torch import Tensor
 from oriole.model.lm import LM
 from oriole.train.batch import IGNORE, Batch
 
-__all__ = ["LMObjective", "Loss", "cross_entropy", "cross_entropy_chunk", "token_log_probs"]
+__all__ = [
+    "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "head_weight", "token_log_probs",
+    "token_stats",
+]  # fmt: skip
 
 CHUNK = 1024
 """Rows whose logits exist at the same time; every chunk is padded to it, so that a compiled one never recompiles."""
@@ -48,9 +51,13 @@ class LMObjective:
 
     def __call__(self, model: LM, batch: Batch) -> Loss:
         out = model(batch.tokens, batch.doc, batch.pos)
-        weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
-        loss = cross_entropy(out.h.flatten(0, 1), weight, batch.targets.flatten(), batch.rows, self._chunk)
+        loss = cross_entropy(out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows, self._chunk)
         return Loss(loss + out.aux * len(batch.rows), {})
+
+
+def head_weight(model: LM) -> Tensor:
+    """The matrix (V, D) that makes logits of hidden states."""
+    return model.embedding.weight if model.lm_head is None else model.lm_head.weight
 
 
 def cross_entropy(
@@ -117,47 +124,74 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return grad_h * upstream.to(grad_h.dtype), by_weight, None, None, None
 
 
+class TokenStats(NamedTuple):
+    """What is known of N predicted tokens, each (N,)."""
+
+    log_probs: Tensor
+    """log softmax(h W^T)[target], in fp32 (fp64 for fp64 inputs), with gradient."""
+    entropy: Tensor
+    """Of that distribution, in nats, with gradient."""
+    hits: Tensor
+    """1 where no other token is more likely than the target, else 0."""
+
+
 def token_log_probs(h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax(h W^T)[target] and the entropy of that distribution, each (N,), for h (N, D), W (V, D), targets (N,).
 
     In fp32 (fp64 for fp64 inputs), with gradients of both, for losses in which every token has a weight of its own
     (DPO, PPO, GRPO, distillation). The logits exist for CHUNK rows at a time; the backward pass computes them again.
     """
-    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(h, weight, targets)  # type: ignore[no-untyped-call]
-    return result
+    log_probs, entropy, _ = token_stats(h, weight, targets)
+    return log_probs, entropy
+
+
+def token_stats(h: Tensor, weight: Tensor, targets: Tensor) -> TokenStats:
+    """`token_log_probs`, and whether the target was the most likely token."""
+    return TokenStats(*_TokenLogProbs.apply(h, weight, targets))  # type: ignore[no-untyped-call]
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kind = h.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
         x, w = h.detach().to(low), weight.detach().to(low)
         exact = torch.promote_types(h.dtype, torch.float32)
         log_z = torch.empty(len(targets), dtype=exact, device=h.device)
-        log_probs, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
+        log_probs, entropy, hits = torch.empty_like(log_z), torch.empty_like(log_z), torch.empty_like(log_z)
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(targets), CHUNK):
                 at = slice(start, start + CHUNK)
                 logits = (x[at] @ w.T).to(exact)
                 log_z[at] = logits.logsumexp(-1)
-                log_probs[at] = logits.gather(-1, targets[at, None]).squeeze(-1) - log_z[at]
+                of_target = logits.gather(-1, targets[at, None]).squeeze(-1)
+                hits[at] = (of_target >= logits.amax(-1)).to(exact)
+                log_probs[at] = of_target - log_z[at]
                 probs = (logits - log_z[at, None]).exp()
                 entropy[at] = log_z[at] - (probs * logits).sum(-1)
         ctx.save_for_backward(x, w, targets, log_z, entropy)
         ctx.dtypes = h.dtype, weight.dtype
-        return log_probs, entropy
+        ctx.mark_non_differentiable(hits)
+        ctx.set_materialize_grads(False)  # a loss that leaves the entropy alone does not pay for its gradient
+        return log_probs, entropy, hits
 
     @staticmethod
-    def backward(ctx: Any, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(
+        ctx: Any, by_log_prob: Tensor | None, by_entropy: Tensor | None, _: None
+    ) -> tuple[Tensor, Tensor | None, None]:
         x, w, targets, log_z, entropy = ctx.saved_tensors
         grad_h = torch.empty(x.shape, dtype=ctx.dtypes[0], device=x.device)
         grad_w = torch.zeros(w.shape, dtype=ctx.dtypes[1], device=x.device) if ctx.needs_input_grad[1] else None
+        if by_log_prob is None:
+            by_log_prob = torch.zeros_like(log_z)
         for start in range(0, len(targets), CHUNK):
             at = slice(start, start + CHUNK)
             log_p = (x[at] @ w.T).to(log_z.dtype) - log_z[at, None]
             # d log p[y] / d logits = one_hot - p;  d H / d logits = -p (log p + H).
-            grad = -log_p.exp() * (by_log_prob[at, None] + by_entropy[at, None] * (log_p + entropy[at, None]))
+            if by_entropy is None:
+                grad = log_p.exp_().mul_(-by_log_prob[at, None])
+            else:
+                grad = -log_p.exp() * (by_log_prob[at, None] + by_entropy[at, None] * (log_p + entropy[at, None]))
             grad.scatter_add_(-1, targets[at, None], by_log_prob[at, None])
             grad = grad.to(x.dtype)
             grad_h[at] = (grad @ w).to(grad_h.dtype)

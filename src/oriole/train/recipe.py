@@ -13,11 +13,13 @@ from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
-from oriole.train.tables import DistillTable, GRPOTable, PPOTable, RewardTable, RolloutTable
+from oriole.train.tables import DistillTable, DPOTable, GRPOTable, PPOTable, RewardTable, RolloutTable
 
-__all__ = ["CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
+__all__ = ["PREFERRING", "CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
-StageName = Literal["pretrain", "sft", "reward", "ppo", "grpo", "distill"]
+StageName = Literal["pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill"]
+PREFERRING = ("reward", "dpo", "ppo", "grpo")
+"""Stages that learn from preferences or rewards: text and chats are not trained on there."""
 Format = Literal["text", "chat", "preference", "prompt"]
 
 
@@ -31,9 +33,10 @@ class Part(Config):
     lang: str = ""
     """With `shards`: only the documents of this language, for example "zh"; by default all."""
     format: Format | None = None
-    """Running text, conversations, preference pairs or prompts; by default text in pretraining, chat in SFT, prompts in
-    ppo and grpo (of any file with chats, pairs or prompts alone). A text part in SFT is a replay of what pretraining
-    read, against forgetting."""
+    """Running text, conversations, preference pairs or prompts; by default text in pretraining, chat in SFT, preference
+    in reward and dpo, prompts in ppo and grpo (of any file with chats, pairs or prompts alone). A text part in SFT is a
+    replay of what pretraining read, against forgetting; a text or chat part in a stage that learns preferences is only
+    measured, in bits per byte, and may have `val` alone."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
     sources: dict[str, float] = Field(default_factory=dict)
@@ -167,7 +170,8 @@ class Recipe(Config):
 
     stage: StageName
     """pretrain: running text, every token trained; sft: chats, only the assistant's words trained; reward: pairs, from
-    which a model learns to score answers; distill: text or chats, from a larger model too."""
+    which a model learns to score answers; dpo: pairs, from which it learns to give the better ones; distill: text or
+    chats, from a larger model too."""
     run: Path = Path("runs/run")
     """The run folder; tokenizer, shards and stages of a run live in it."""
     data: str = "builtin"
@@ -177,7 +181,7 @@ class Recipe(Config):
     shape is derived (first stage only; later stages take `init`'s)."""
     init: str = ""
     """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft, its
-    sft stage for reward."""
+    sft stage for reward and dpo."""
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
     (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""
@@ -201,6 +205,8 @@ class Recipe(Config):
     model has them merged in, and they lie beside it as a PEFT folder, `adapter`."""
     reward: RewardTable = RewardTable()
     """Stage reward: the loss of a pair."""
+    dpo: DPOTable = DPOTable()
+    """Stage dpo: the loss of a pair."""
     distill: DistillTable | None = None
     """Stage `distill` only: the teacher, and what is learnt from it."""
     rollout: RolloutTable = RolloutTable()
@@ -233,7 +239,13 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         for name, part in self.parts.items():
-            if bool(part.files) == (part.shards is not None):
+            format = self.format_of(part)
+            if format == "preference" and self.stage not in PREFERRING:
+                raise ValueError(f'parts.{name} holds preference pairs, which stage = "{self.stage}" does not read')
+            if format == "preference" and part.shards is not None:
+                raise ValueError(f"parts.{name} holds preference pairs, which are read from files, not from shards")
+            only_measured = self.stage in PREFERRING and format in ("text", "chat") and part.val
+            if bool(part.files) == (part.shards is not None) and not only_measured:
                 raise ValueError(f"give parts.{name} either files or shards")
             if part.lang and part.shards is None:
                 raise ValueError(f"parts.{name}.lang chooses among packed documents; it needs parts.{name}.shards")
@@ -280,10 +292,17 @@ class Recipe(Config):
                 return "text"
             case "sft" | "distill":
                 return "chat"
-            case "reward":
+            case "reward" | "dpo":
                 return "preference"
             case "ppo" | "grpo":
                 return "prompt"
+
+    @property
+    def trained(self) -> dict[str, Part]:
+        """The parts that are trained on, not only measured."""
+        if self.stage not in PREFERRING:
+            return dict(self.parts)
+        return {name: part for name, part in self.parts.items() if self.format_of(part) not in ("text", "chat")}
 
     @property
     def folder(self) -> Path:

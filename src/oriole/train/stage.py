@@ -20,7 +20,7 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, distill, grpo, lmtask, lora, ppo, reference, reward, track
+from oriole.train import dist, distill, dpo, grpo, lmtask, lora, ppo, reference, reward, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
@@ -111,6 +111,8 @@ def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
             return distill.build(recipe, tokenizer, init)
         case "reward":
             return reward.build(recipe, tokenizer, init)
+        case "dpo":
+            return dpo.build(recipe, tokenizer, init)
         case "ppo":
             return ppo.build(recipe, tokenizer, init)
         case "grpo":

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 
-__all__ = ["DistillTable", "GRPOTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable"]
+__all__ = ["DPOTable", "DistillTable", "GRPOTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable"]
 
 RewardName = Literal["arithmetic", "exact", "language", "format", "repetition", "length", "rules", "model"]
 
@@ -36,6 +36,45 @@ class DistillTable(Config):
     """0: the teacher is asked in every step about all tokens. Above: it is asked once, before the first step, and its
     so many likeliest tokens are kept on disk, with what all others have together: several epochs, or several students,
     then cost the teacher nothing. 32 usually holds nearly all of the probability."""
+
+
+class DPOTable(Config):
+    """Stage dpo: the loss of a pair (train/dpo.py)."""
+
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "simpo", "orpo"] = "sigmoid"
+    """sigmoid: DPO (Rafailov et al. 2023). sigmoid_norm: the same of log-ratios per token. ipo: a squared loss per
+    token (Azar et al. 2023). hinge: SLiC (Zhao et al. 2023). robust: labels of which `label_smoothing` are wrong
+    (Chowdhury et al. 2024). simpo: log-probs per token with a margin (Meng et al. 2024), and orpo: SFT with an odds
+    ratio (Hong et al. 2024), both without a reference model."""
+    beta: float = Field(0.1, gt=0)
+    """How dear it is to leave the reference; ipo's tau, orpo's lambda. Usual: 0.1; for simpo and sigmoid_norm 2 and
+    more."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """`robust` only: the share of the pairs that are believed to be labelled the wrong way round."""
+    gamma: float = Field(0.5, ge=0)
+    """`simpo` only: by how much `beta` times the better side's log-prob per token shall exceed the worse one's."""
+    sft: float = Field(0.0, ge=0)
+    """Weight of an SFT term beside the loss, minus the better side's log-prob per token (Pang et al. 2024, equation 3):
+    it keeps good answers from becoming unlikely along with the bad ones. orpo has one of weight 1 already."""
+    reference: str = ""
+    """A model folder that the reference log-probs are taken from, of the same tokenizer; by default the stage's own
+    parent."""
+    long: Literal["cut", "drop"] = "cut"
+    """What happens to answers that do not fit into a row with the other side: their end is cut off, or the pair is left
+    out."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> "DPOTable":
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"label_smoothing has no effect on the loss '{self.loss}'; use loss = \"robust\"")
+        if self.reference and self.free_of_reference:
+            raise ValueError(f"the loss '{self.loss}' has no reference; leave the key out")
+        return self
+
+    @property
+    def free_of_reference(self) -> bool:
+        """Whether the loss knows the policy only."""
+        return self.loss in ("simpo", "orpo")
 
 
 class RolloutTable(Config):

@@ -51,24 +51,13 @@ def parent_of(recipe: Recipe) -> Path | None:
         case (_, "random") | ("pretrain", ""):
             return None
         case ("sft", ""):
-            parent = recipe.run / "pretrain" / "model"
-            if not parent.exists():
-                raise ModelError(
-                    f"no pretrained model at {parent}; train it first, or name one: init=FOLDER, init=random"
-                )
-            return parent
+            return _of_the_run(recipe, "pretrain", "no pretrained model", "train it first", "init=FOLDER, init=random")
         case ("reward", ""):
-            parent = recipe.run / "sft" / "model"
-            if not parent.exists():
-                raise ModelError(f"no chat model at {parent}; train sft first, or name one: init=FOLDER, init=random")
-            return parent
+            return _of_the_run(recipe, "sft", "no chat model", "train sft first", "init=FOLDER, init=random")
+        case ("dpo", ""):
+            return _of_the_run(recipe, "sft", "no chat model", "train sft first", "init=FOLDER")
         case ("distill", ""):
-            parent = recipe.run / "sft" / "model"
-            if not parent.exists():
-                raise ModelError(
-                    f"no fine-tuned model at {parent}; train it first, or name one: init=FOLDER, init=random"
-                )
-            return parent
+            return _of_the_run(recipe, "sft", "no fine-tuned model", "train it first", "init=FOLDER, init=random")
         case ("ppo" | "grpo" as stage, ""):
             for before in ("ppo", "dpo", "sft") if stage == "grpo" else ("dpo", "sft"):
                 if (found := recipe.run / before / "model").exists():
@@ -76,6 +65,13 @@ def parent_of(recipe: Recipe) -> Path | None:
             raise ModelError(f"no chat model in {recipe.run} to start from; train sft first, or name one: init=FOLDER")
         case _:
             return Path(recipe.init)
+
+
+def _of_the_run(recipe: Recipe, stage: str, missing: str, hint: str, otherwise: str) -> Path:
+    parent = recipe.run / stage / "model"
+    if not parent.exists():
+        raise ModelError(f"{missing} at {parent}; {hint}, or name one: {otherwise}")
+    return parent
 
 
 def load_parent(folder: Path) -> LM:

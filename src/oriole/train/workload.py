@@ -11,7 +11,7 @@ from oriole.config import Config, apply_overrides, parse_overrides, validate
 from oriole.model.config import preset
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import Load, Strategy, device_memory
-from oriole.train.recipe import Recipe
+from oriole.train.recipe import PREFERRING, Recipe
 
 __all__ = [
     "Tokens",
@@ -53,6 +53,8 @@ def schedule_counts(recipe: Recipe, steps: int) -> Counts:
 
 def measured_parts(recipe: Recipe) -> int:
     """Parts of the mixture that are evaluated; a replay is not."""
+    if recipe.stage in PREFERRING:
+        return len(recipe.parts)
     return sum(part.format is None or recipe.stage == "distill" for part in recipe.parts.values())
 
 
@@ -82,7 +84,7 @@ def expected_tokens(recipe: Recipe, shards: Mapping[str, int], files: Mapping[st
     if table.tokens is not None:
         return Tokens(count=table.tokens, source="train.tokens")
     epochs = table.epochs or 1.0
-    missing = [name for name in recipe.parts if name not in shards and not files.get(name)]
+    missing = [name for name in recipe.trained if name not in shards and not files.get(name)]
     if missing:
         return Tokens(
             count=ASSUMED,
@@ -90,7 +92,7 @@ def expected_tokens(recipe: Recipe, shards: Mapping[str, int], files: Mapping[st
             "give data=FOLDER or train.tokens=N",
             known=False,
         )
-    reckoned = sum(_bytes(path) for name in recipe.parts if name not in shards for path in files[name])
+    reckoned = sum(_bytes(path) for name in recipe.trained if name not in shards for path in files[name])
     count = sum(shards.values()) + reckoned / OVERHEAD / BYTES_PER_TOKEN
     how = "reckoned from the files' sizes" if reckoned else "counted"
     return Tokens(count=epochs * count, source=f"{epochs:g} epochs of {count:,.0f} tokens, {how}")
