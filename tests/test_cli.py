@@ -138,7 +138,7 @@ def test_train_writes_the_run_folder_and_a_second_call_has_nothing_to_do(folder:
     evaluations = [e for e in events if e["event"] == "eval"]
     assert all(len(e["samples"]) == 4 for e in evaluations) and len(evaluations) >= 2
     env = json.loads((stage / "env.json").read_text())
-    assert env["tokenizer"] and set(env["data"]) == {"zh", "en"}
+    assert env["tokenizer"] and set(env["data"]) == {"zh", "en"} and env["parent"] == ""
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (stage / "model" / name).exists(), name
     assert (stage / "recipe.toml").exists()

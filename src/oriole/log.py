@@ -17,7 +17,9 @@ from rich.text import Text
 
 from oriole.errors import OrioleError, raise_for_os_error
 
-__all__ = ["Metrics", "Sink", "Tracker", "console", "duration", "human", "say", "track"]
+__all__ = [
+    "Metrics", "Sink", "Tracker", "console", "duration", "human", "judged_worse", "last_record", "say", "track",
+]  # fmt: skip
 
 console = Console(stderr=True, highlight=False)
 """Progress and remarks go to stderr; stdout carries results only."""
@@ -109,6 +111,29 @@ def _drop_torn_line(path: Path) -> None:
 
 def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def last_record(path: Path, event: str, *, after: str = "") -> dict[str, Any]:
+    """The last record of that kind in a metrics.jsonl, {} when there is none, or none since the last event `after`."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # a torn last line
+            continue
+        if isinstance(record, dict) and record.get("event") == event:
+            return record
+        if after and isinstance(record, dict) and record.get("event") == after:
+            return {}
+    return {}
+
+
+def judged_worse(stage: Path) -> bool:
+    """Whether the gate found the stage in this folder, as it stands, worse than its parent (apps.gate)."""
+    return last_record(stage / "metrics.jsonl", "gate", after="done").get("verdict") == "worse"
 
 
 class _Fields(ProgressColumn):

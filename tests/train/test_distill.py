@@ -142,7 +142,7 @@ def test_what_cannot_be_is_named(make: Any, base: Path, tmp_path: Path, monkeypa
         built(make(top_k=300))
     with pytest.raises(ConfigError, match=r"stage distill, and no other, has a table \[distill\]"):
         make("sft")
-    with pytest.raises(ModelError, match="no fine-tuned model at "):
+    with pytest.raises(ModelError, match="no model to start distill from at "):
         parent_of(make().model_copy(update={"run": tmp_path / "empty"}))
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
     with pytest.raises(

@@ -434,7 +434,7 @@ def test_a_broken_parent_and_other_misfits_are_named(tmp_path: Path, data: Path,
     train_tokenizer([("en", "something else entirely " * 9)], 280).save(other, chat=True)
     with pytest.raises(ModelError, match="has another tokenizer"):
         run_stage(recipe(tmp_path / "b", data, parent, dpo={"reference": str(other)}))
-    with pytest.raises(ModelError, match="no chat model"):
+    with pytest.raises(ModelError, match="no model to start dpo from"):
         run_stage(recipe(tmp_path / "c", data, parent, init=""))
     with pytest.raises(ConfigError, match="init=FOLDER"):
         run_stage(recipe(tmp_path / "d", data, parent, init="random"))

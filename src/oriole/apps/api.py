@@ -19,6 +19,7 @@ from oriole.config import Config, validate
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
 from oriole.infer.engine import Engine, Finish
 from oriole.infer.sample import Sampling
+from oriole.log import judged_worse, say
 from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.folder import load_model
 from oriole.text.template import Message, render
@@ -368,7 +369,8 @@ def _generation(options: Options) -> Generation:
 def find_model(path: str | Path) -> Path:
     """The model folder that a run, a stage or a model folder means; an adapter folder is one, too.
 
-    In a run it is the newest stage that can chat, or where none can, the newest that can write.
+    In a run it is the newest stage that can chat, or where none can, the newest that can write. A stage that was found
+    worse than its parent is passed over, and that is said.
     """
     path = Path(path)
     for folder in (path, path / "model"):
@@ -380,7 +382,16 @@ def find_model(path: str | Path) -> Path:
         if any(path.glob("*/model/config.json")):
             what = "holds a reward model, which scores answers and writes none"
         raise ModelError(f"no model at {path}: it {what}; give a run, a stage or a model folder")
-    return max(found, key=lambda folder: (IM_END in _stop_ids(folder), _age(folder)))
+    worse = {folder for folder in found if judged_worse(folder.parent)}
+    chosen = max(found, key=lambda folder: (IM_END in _stop_ids(folder), folder not in worse, _age(folder)))
+    passed = sorted(folder.parent.name for folder in worse if _age(folder) > _age(chosen))
+    if passed:
+        say(
+            f"using {chosen.parent.name}: {', '.join(passed)} of {path} came out worse than the parent (oriole report "
+            f"{path} says why)",
+            "yellow",
+        )
+    return chosen
 
 
 def _age(folder: Path) -> tuple[float, int]:

@@ -1,17 +1,19 @@
 """Held-out questions with accepted answers: exact match for each kind and language, and the loop rate. Greedy."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from oriole.apps.api import Generation, Oriole, to_message
 from oriole.errors import DataError
 from oriole.log import track
 from oriole.text.files import values
 from oriole.text.judge import exact_match, loops
+from oriole.text.template import Message
 
-__all__ = ["NEW_TOKENS", "evaluate_questions", "read_questions"]
+__all__ = ["NEW_TOKENS", "Answer", "ask", "evaluate_questions", "read_questions"]
 
 NEW_TOKENS = 64
 """An answer that has no end mark within so many tokens counts as a loop."""
@@ -43,6 +45,41 @@ def _question(value: Any) -> dict[str, Any]:
             raise DataError("expected an object with 'messages', the last one the user's, and a list 'answers'")
 
 
+class Answer(NamedTuple):
+    """What a model said to one prompt."""
+
+    text: str
+    tokens: int
+    """Length, the end mark not counted."""
+    ended: bool
+    """Whether the end mark came within the tokens that were allowed."""
+    loop: bool
+    """It repeats, or never ended."""
+
+
+def ask(
+    oriole: Oriole, prompts: Sequence[Sequence[Message]], how: Generation, batch: int = 128, what: str = "asking"
+) -> list[Answer]:
+    """The answers to all prompts, in their order; with a seed, prompt number i is answered with `how.seed + i`.
+
+    Each answer is that of its prompt alone, only faster.
+    """
+    sampling = how.sampling(oriole.stop_ids)
+    requests = [
+        (oriole.prompt(messages, how), sampling if how.seed is None else replace(sampling, seed=how.seed + place))
+        for place, messages in enumerate(prompts)
+    ]
+    answers: list[Answer | None] = [None] * len(prompts)
+    with track(what, total=len(prompts), unit="questions") as bar:
+        for done in oriole.engine(batch).complete(requests):
+            ended = done.finish == "stop"
+            answers[done.place] = Answer(
+                oriole.tokenizer.decode(done.ids), len(done.ids), ended, not ended or loops(done.ids)
+            )
+            bar.update(1)
+    return [answer for answer in answers if answer is not None]
+
+
 def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], batch: int = 128) -> dict[str, Any]:
     """Ask every question greedily and compare; the answers are those of one question at a time, only faster.
 
@@ -50,20 +87,11 @@ def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], b
     that loop or do not end, "answers": [{"kind", "lang", "messages", "answers", "answer", "correct", "loop"}]}`.
     """
     how = Generation(temperature=0.0, max_new_tokens=NEW_TOKENS)
-    sampling = how.sampling(oriole.stop_ids)
-    requests = [(oriole.prompt([to_message(m) for m in q["messages"]], how), sampling) for q in questions]
-    answers: list[dict[str, Any]] = [{} for _ in questions]
-    with track("asking", total=len(questions), unit="questions") as bar:
-        for done in oriole.engine(batch).complete(requests):
-            question = questions[done.place]
-            answer = oriole.tokenizer.decode(done.ids)
-            answers[done.place] = {
-                **question,
-                "answer": answer,
-                "correct": exact_match(answer, question["answers"]),
-                "loop": done.finish != "stop" or loops(done.ids),
-            }
-            bar.update(1)
+    said = ask(oriole, [[to_message(m) for m in q["messages"]] for q in questions], how, batch)
+    answers: list[dict[str, Any]] = [
+        {**question, "answer": one.text, "correct": exact_match(one.text, question["answers"]), "loop": one.loop}
+        for question, one in zip(questions, said, strict=True)
+    ]
     return {
         "exact_match": _shares(answers),
         "loop_rate": round(fmean(a["loop"] for a in answers), 4) if answers else 0.0,

@@ -18,13 +18,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from oriole.apps import pairfigures
+from oriole.apps import gatereport, pairfigures
 from oriole.apps.curves import Points, StageLog, number, read_events, read_stage
 from oriole.apps.reportpage import page
 from oriole.errors import DataError, raise_for_os_error
 from oriole.log import duration, human
 
-__all__ = ["SCHEMA", "build", "questions_table", "read_events", "read_stages", "text", "write"]
+__all__ = ["SCHEMA", "build", "gate_table", "questions_table", "read_events", "read_stages", "text", "write"]
 
 SCHEMA = 1
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
@@ -48,12 +48,13 @@ def read_stages(run: Path) -> list[StageLog]:
 def build(stages: Sequence[StageLog]) -> dict[str, Any]:
     """The report of a run's stages, as it stands in report.json."""
     newest = stages[-1]
+    kept = next((s for s in reversed(stages) if s.last("gate").get("verdict") != "worse"), newest)
     return {
         "schema": SCHEMA,
         "commit": str(newest.env.get("commit", "")),
         "device": str(newest.last("done").get("device") or newest.last("start").get("device", "")),
         "stages": {stage.name: _stage(stage) for stage in stages},
-        "samples": _samples(newest.folder),
+        "samples": _samples(kept.folder),
     }
 
 
@@ -79,8 +80,12 @@ def _stage(stage: StageLog) -> dict[str, Any]:
     }
     if pairs := pairfigures.figures(stage):
         made["pairs"] = pairs
-    asked = stage.last("questions")
-    return made | {k: asked[k] for k in ("exact_match", "loop_rate") if k in asked}
+    asked, gate = stage.last("questions"), stage.last("gate")
+    made |= {k: asked[k] for k in ("exact_match", "loop_rate") if k in asked}
+    if gate:
+        made["gate"] = {k: v for k, v in gate.items() if k not in ("event", "settings")}
+        made["gate"]["examples"] = gatereport.side_by_side(stage.folder)
+    return made
 
 
 def _finite(value: Any) -> float | None:
@@ -153,6 +158,11 @@ def text(report: Mapping[str, Any]) -> str:
         if "exact_match" in stage:
             page.heading("Held-out questions, exact match")
             page.add(_questions(stage))
+    for name, stage in report["stages"].items():
+        if "gate" in stage:
+            page.heading(f"{name} against its parent, {stage['gate'].get('parent', '')}: {stage['gate']['verdict']}")
+            page.add(_gate(stage["gate"]))
+            page.add(Text(stage["gate"]["why"]))
     if report["samples"]:
         page.heading("Samples")
         for sample in report["samples"]:
@@ -165,6 +175,15 @@ def questions_table(result: Mapping[str, Any]) -> str:
     """Exact match by kind and language, and the loop rate, as plain text."""
     page = _Page()
     page.add(_questions(result))
+    return page.text()
+
+
+def gate_table(gate: Mapping[str, Any]) -> str:
+    """A comparison of two models (apps.gate) as plain text, the verdict first."""
+    page = _Page()
+    page.heading(gate["verdict"])
+    page.add(_gate(gate))
+    page.add(Text(gate["why"]))
     return page.text()
 
 
@@ -202,6 +221,16 @@ def _questions(result: Mapping[str, Any]) -> Table:
         table.add_row(kind, *(_percent(shares.get(lang)) for lang in languages))
     table.add_row("mean over kinds", *(_percent(match[lang]) for lang in languages), style="bold")
     table.add_row("loop rate", _percent(result.get("loop_rate")))
+    return table
+
+
+def _gate(gate: Mapping[str, Any]) -> Table:
+    """A preference stage beside its parent: what each reaches, and the difference or win rate with its interval."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in (f"{gate['prompts']:,} held-out prompts", "parent", "stage", "", "95 % interval"):
+        table.add_column(column, justify="left" if "prompts" in column else "right")
+    for row in gatereport.rows(gate):
+        table.add_row(*row)
     return table
 
 

@@ -13,6 +13,7 @@ from oriole import text
 from oriole.apps import pairfigures
 from oriole.apps.charts import Band, Chart, Line, draw, merged_marks, shares, visible
 from oriole.apps.curves import Mark, StageLog, number
+from oriole.apps.gatereport import MANY, rows
 from oriole.log import duration, human
 
 __all__ = ["frame", "page"]
@@ -31,6 +32,10 @@ def page(run: str, report: Mapping[str, Any], stages: Sequence[StageLog]) -> str
     for stage in stages:
         if asked := stage.last("questions"):
             sections.append((f"exam-{len(sections)}", "Examination", _exam(asked) + _answers(report)))
+    for stage in stages:
+        if gate := report["stages"][stage.name].get("gate"):
+            title = f"{stage.name} against {gate.get('parent') or 'its parent'}"
+            sections.append((f"gate-{len(sections)}", title, _gate(gate)))
     sections += [(f"stage-{n}", stage.name, _stage(stage)) for n, stage in enumerate(stages)]
     sections.append(("settings", "Settings", "".join(map(_settings, stages))))
     commit = f"commit {visible(report['commit'])} · " if report["commit"] else ""
@@ -105,7 +110,9 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _state(made: Mapping[str, Any]) -> str:
-    return "" if made["finished"] else ' <em class="chip">not finished</em>'
+    worse = made.get("gate", {}).get("verdict") == "worse"
+    chips = {"not finished": not made["finished"], "worse than its parent, passed over": worse}
+    return "".join(f' <em class="chip">{words}</em>' for words, shown in chips.items() if shown)
 
 
 # --- one stage -------------------------------------------------------------------------------------------------------
@@ -253,13 +260,10 @@ def _meter(share: Any) -> str:
 def _answers(report: Mapping[str, Any]) -> str:
     cards = []
     for sample in report["samples"]:
-        turns = "".join(
-            f'<p class="turn {_role(turn)}" {_lang(turn.get("content", ""))}>{visible(turn.get("content", ""))}</p>'
-            for turn in sample["messages"]
-        )
+        turns = "".join(map(_turn, sample["messages"]))
         right = sample["correct"]
         expected = "" if right else f"<small>expected: {visible(sample['answers'][0])}</small>"
-        said = f'<p class="turn assistant" {_lang(sample["answer"])}>{visible(sample["answer"])}</p>'
+        said = _turn({"role": "assistant", "content": sample["answer"]})
         cards.append(
             f'<article class="chat"><header><span>{visible(sample["kind"])}</span>'
             f'<strong class="{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}</strong></header>'
@@ -267,6 +271,41 @@ def _answers(report: Mapping[str, Any]) -> str:
         )
     title = "<h3>Answers: the first of each kind, not the best</h3>"
     return f'{title}<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    """Whether a preference stage helped: the verdict, its figures, the rule, and answers side by side."""
+    heads = "".join(f"<th>{word}</th>" for word in ("", "parent", "stage", "", "95 % interval"))
+    body = "".join(
+        f"<tr><th>{visible(name)}</th>{_cells([visible(cell) for cell in cells])}</tr>" for name, *cells in rows(gate)
+    )
+    cards = "".join(map(_two_answers, gate.get("examples") or ()))
+    few = "" if gate["prompts"] >= MANY else f" Only {gate['prompts']:,} prompts: a small difference would not be seen."
+    return (
+        f'<p class="verdict"><strong class="{_verdict_class(gate)}">{visible(gate["verdict"])}</strong> '
+        f"{visible(gate['why'])}.{few}</p>"
+        f'<div class="wide"><table class="numbers stages"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        f'</div><p class="quiet note">{visible(gate["rule"])} A win rate counts ties half; beside it stand the '
+        "judge's mean scores.</p>" + (f'<h3>Answers side by side</h3><div class="cards">{cards}</div>' if cards else "")
+    )
+
+
+def _two_answers(row: Mapping[str, Any]) -> str:
+    asked = "".join(_turn(turn) for turn in row["messages"])
+    won = {name: ("parent", "neither", "stage")[int(n) + 1] for name, n in row["outcome"].items()}
+    said = "".join(
+        f"<small>{who}</small>{_turn({'role': 'assistant', 'content': row[who]})}" for who in ("parent", "stage")
+    )
+    better = " · ".join(f"{visible(name)}: {who}" for name, who in won.items())
+    return f'<article class="chat"><header><span>better by {better}</span></header>{asked}{said}</article>'
+
+
+def _verdict_class(gate: Mapping[str, Any]) -> str:
+    return {"better": "right", "worse": "wrong"}.get(gate["verdict"], "quiet")
+
+
+def _turn(turn: Mapping[str, Any]) -> str:
+    return f'<p class="turn {_role(turn)}" {_lang(turn.get("content", ""))}>{visible(turn.get("content", ""))}</p>'
 
 
 def _role(turn: Mapping[str, Any]) -> str:

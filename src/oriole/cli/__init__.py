@@ -122,6 +122,7 @@ def run(
 def _run(recipes: Sequence["Recipe"]) -> bool:
     """Train the stages in order, each followed by its questions where the recipe names some; whether this is the first
     of the processes that do it together, or the only one."""
+    from oriole.cli import gate
     from oriole.train import dist
     from oriole.train.lock import alone_in
     from oriole.train.stage import run_stage
@@ -134,6 +135,8 @@ def _run(recipes: Sequence["Recipe"]) -> bool:
             with dist.first() as is_first:
                 if is_first and recipe.eval.questions:
                     _ask(recipe)
+                if is_first:
+                    gate.after_stage(recipe)
         return dist.rank() == 0
 
 
@@ -165,11 +168,10 @@ def _ask(recipe: "Recipe") -> None:
     """Ask a stage's model the recipe's held-out questions once and keep figures and answers in the stage's folder."""
     from oriole.apps.api import Oriole
     from oriole.apps.evaluate import evaluate_questions, read_questions
-    from oriole.apps.report import read_events
-    from oriole.log import Metrics
+    from oriole.log import Metrics, last_record
     from oriole.text.formats import expand
 
-    if any(e["event"] == "questions" for e in read_events(recipe.folder)[-1:]):
+    if last_record(recipe.folder / "metrics.jsonl", "questions", after="done"):
         return
     paths = expand([recipe.eval.questions], Path(recipe.data))
     questions = [question for path in paths for question in read_questions(path)]
@@ -282,13 +284,17 @@ def generate(
     generate_file(path, settings or [])
 
 
-@app.command("eval", epilog="Example: oriole eval runs/demo questions=runs/demo/data/eval.jsonl --json")
+@app.command(
+    "eval",
+    epilog="Example: oriole eval runs/demo questions=runs/demo/data/eval.jsonl --json   (against=runs/demo/sft: which "
+    "of the two answers better; reward_model=FOLDER judges, too)",
+)
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run, a stage, or a model folder.")],
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Exact match and loop rate on a file of questions with accepted answers."""
+    """Exact match and loop rate on a file of questions with accepted answers; or which of two models answers better."""
     from oriole.apps import report
     from oriole.apps.api import Oriole
     from oriole.apps.evaluate import evaluate_questions, read_questions
@@ -296,10 +302,19 @@ def evaluate(
 
     given = parse_overrides(settings or [])
     questions = Path(given.pop("questions", path / "data" / "eval.jsonl"))
+    other, reward = given.pop("against", None), given.pop("reward_model", None)
     if given:
-        raise ConfigError(f"oriole eval: unknown key '{next(iter(given))}'; known here: questions")
+        raise ConfigError(
+            f"oriole eval: unknown key '{next(iter(given))}'; known here: questions, against, reward_model"
+        )
     if not questions.exists():
         raise DataError(f"no questions at {questions}; name a file with questions=FILE.jsonl")
+    if other is not None:
+        from oriole.cli.gate import against
+
+        compared = against(path, Path(str(other)), questions, Path(str(reward)) if reward is not None else None)
+        print(json.dumps(compared, ensure_ascii=False) if as_json else report.gate_table(compared))
+        return
     result = evaluate_questions(Oriole(path), read_questions(questions))
     result.pop("answers")
     print(json.dumps(result, ensure_ascii=False) if as_json else report.questions_table(result))

@@ -13,7 +13,7 @@ from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
-from oriole.train.tables import DistillTable, DPOTable, GRPOTable, PPOTable, RewardTable, RolloutTable
+from oriole.train.tables import DistillTable, DPOTable, GateTable, GRPOTable, PPOTable, RewardTable, RolloutTable
 
 __all__ = ["PREFERRING", "CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
@@ -215,6 +215,8 @@ class Recipe(Config):
     """Stage ppo."""
     grpo: GRPOTable = GRPOTable()
     """Stage grpo."""
+    gate: GateTable = GateTable()
+    """After dpo, ppo and grpo: what decides whether the stage or its parent is used from here on."""
     smart: SmartConfig = SmartConfig()
     """What the run may decide by itself; everything is off by default."""
     derived: dict[str, str] = Field(default_factory=dict)

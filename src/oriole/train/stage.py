@@ -149,13 +149,13 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _last_record(metrics: Path) -> dict[str, Any]:
-    """The last record that training wrote; the questions that may have been asked afterwards are passed over."""
+    """The last record that training wrote; questions and gate, which may have come afterwards, are passed over."""
     for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
             record: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             return {}
-        if record.get("event") != "questions":
+        if record.get("event") not in ("questions", "gate"):
             return record
     return {}
 
@@ -184,8 +184,17 @@ def _write_identity(recipe: Recipe, task: Task) -> None:
             "threads": torch.get_num_threads(),
             "tokenizer": task.fingerprint["tokenizer"],
             "data": task.fingerprint["data"],
+            "parent": _parent(recipe),
         },
     )
+
+
+def _parent(recipe: Recipe) -> str:
+    """The folder that the stage starts from, as seen from the run's folder; "" for random weights."""
+    parent = parent_of(recipe)
+    if parent is None:
+        return ""
+    return str(parent.relative_to(recipe.run) if parent.is_relative_to(recipe.run) else parent.absolute())
 
 
 def _expected(recipe: Recipe, task: Task) -> list[Sink]:

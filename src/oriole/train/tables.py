@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 
-__all__ = ["DPOTable", "DistillTable", "GRPOTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable"]
+__all__ = [
+    "DPOTable", "DistillTable", "GRPOTable", "GateTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable",
+]  # fmt: skip
 
 RewardName = Literal["arithmetic", "exact", "language", "format", "repetition", "length", "rules", "model"]
 
@@ -165,3 +167,21 @@ class GRPOTable(Config):
     """`method = "grpo"`: the standard deviation that advantages are divided by; dr_grpo has none."""
     mask_truncated: bool = False
     """Learn nothing from answers that never ended (DAPO)."""
+
+
+class GateTable(Config):
+    """Whether a preference stage helped: its answers against its parent's, after the stage (apps/gate.py)."""
+
+    prompts: int = Field(400, ge=0)
+    """At most so many held-out prompts; 0: no gate."""
+    files: list[str] = Field(default_factory=list)
+    """Globs below `data` of questions that nothing was trained on, written as those of `eval.questions`, which are the
+    default; or else it is the prompts that the stage's own parts hold out."""
+    temperature: float = Field(0.8, ge=0)
+    """Of the sampled answers; as in `oriole chat`, so are top_p (0.95) and top_k (50)."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest sampled answer, its end mark included."""
+    reward_model: Path | None = None
+    """The reward model that judges beside the rules; by default that of the run's stage reward, if there is one."""
+    max_bpb_rise: float = Field(0.05, ge=0)
+    """Bits per byte (mean over the parts) may rise by this share before the stage counts as worse."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from oriole.errors import ModelError
+from oriole.log import judged_worse
 from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import preset
 from oriole.model.folder import load_model
@@ -18,7 +19,7 @@ from oriole.train.gradients import Objective
 from oriole.train.loop import Data
 from oriole.train.recipe import Recipe
 
-__all__ = ["Task", "identity", "load_parent", "model_for", "parent_of"]
+__all__ = ["PARENTS", "Task", "identity", "load_parent", "model_for", "parent_of"]
 
 
 @dataclass(frozen=True)
@@ -45,33 +46,33 @@ class Task:
     """The data in words, for the line that announces the stage."""
 
 
+PARENTS = {
+    "sft": ("pretrain",),
+    "reward": ("sft",),
+    "dpo": ("sft",),
+    "ppo": ("dpo", "sft"),
+    "grpo": ("ppo", "dpo", "sft"),
+    "distill": ("sft",),
+}
+"""The stages that a stage may start from: the first that is there and came out no worse than its own parent."""
+
+
 def parent_of(recipe: Recipe) -> Path | None:
     """The folder whose weights the stage starts from, None for random weights."""
     match recipe.stage, recipe.init:
         case (_, "random") | ("pretrain", ""):
             return None
-        case ("sft", ""):
-            return _of_the_run(recipe, "pretrain", "no pretrained model", "train it first", "init=FOLDER, init=random")
-        case ("reward", ""):
-            return _of_the_run(recipe, "sft", "no chat model", "train sft first", "init=FOLDER, init=random")
-        case ("dpo", ""):
-            return _of_the_run(recipe, "sft", "no chat model", "train sft first", "init=FOLDER")
-        case ("distill", ""):
-            return _of_the_run(recipe, "sft", "no fine-tuned model", "train it first", "init=FOLDER, init=random")
-        case ("ppo" | "grpo" as stage, ""):
-            for before in ("ppo", "dpo", "sft") if stage == "grpo" else ("dpo", "sft"):
-                if (found := recipe.run / before / "model").exists():
-                    return found
-            raise ModelError(f"no chat model in {recipe.run} to start from; train sft first, or name one: init=FOLDER")
+        case (stage, ""):
+            for name in PARENTS[stage]:
+                folder = recipe.run / name
+                if (folder / "model").exists() and not judged_worse(folder):
+                    return folder / "model"
+            raise ModelError(
+                f"no model to start {stage} from at {recipe.run / PARENTS[stage][-1] / 'model'}; train it first, or "
+                "name one: init=FOLDER, init=random"
+            )
         case _:
             return Path(recipe.init)
-
-
-def _of_the_run(recipe: Recipe, stage: str, missing: str, hint: str, otherwise: str) -> Path:
-    parent = recipe.run / stage / "model"
-    if not parent.exists():
-        raise ModelError(f"{missing} at {parent}; {hint}, or name one: {otherwise}")
-    return parent
 
 
 def load_parent(folder: Path) -> LM:

@@ -1,0 +1,126 @@
+"""After a preference stage: is it better than its parent? What says so is written beside the stage, and said aloud."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from oriole.apps.api import Generation, Oriole, Placement
+from oriole.apps.evaluate import read_questions
+from oriole.apps.gate import Score, answer_all, choose, compare, fitting, reward_score
+from oriole.apps.gatereport import MANY
+from oriole.errors import DataError
+from oriole.log import Metrics, last_record, say
+from oriole.text.clean import language
+from oriole.text.formats import Skipped, expand, read_preferences
+from oriole.text.shards import held_out
+from oriole.text.template import Message, message_dict
+from oriole.train.recipe import GateTable, Recipe
+
+__all__ = ["STAGES", "after_stage", "against"]
+
+STAGES: tuple[str, ...] = ("dpo", "ppo", "grpo")
+"""The stages that are compared with their parents."""
+
+
+def after_stage(recipe: Recipe) -> None:
+    """Compare the stage with its parent, once for the same settings, and say what comes of it.
+
+    The figures become the last record of the stage's metrics.jsonl, every prompt with both answers a line of its
+    gate.jsonl.
+    """
+    if recipe.stage not in STAGES or not recipe.gate.prompts:
+        return
+    path = recipe.folder / "metrics.jsonl"
+    settings = recipe.gate.model_dump(mode="json")
+    found = last_record(path, "gate", after="done")
+    if found.get("settings") != settings:
+        found = {"event": "gate", "settings": settings, **_compare(recipe, last_record(path, "done"))}
+        metrics = Metrics(path)
+        metrics.write(found)
+        metrics.close()
+    style = {"better": "green", "worse": "red"}.get(found["verdict"], "yellow")
+    say(f"{recipe.stage} against {found['parent']}: {found['verdict']} ({found['why']})", style)
+    if found["verdict"] == "worse":
+        say(f"{recipe.run} keeps {found['parent']}: later stages start from it, and so does oriole chat", style)
+
+
+def _compare(recipe: Recipe, done: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the comparison, without event and settings; writes gate.jsonl."""
+    table = recipe.gate
+    folder = recipe.run / _parent(recipe)
+    stage, parent = (
+        Oriole(one).place(Placement(device=recipe.train.device)) for one in (recipe.folder / "model", folder)
+    )
+    how = Generation(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=0)
+    prompts = fitting(stage, choose([*_prompts(recipe)], table.prompts), how)
+    if not prompts:
+        raise DataError(
+            f"the gate after {recipe.stage} has no held-out prompts that fit into the model's context; name files of "
+            "them (gate.files), or leave it out with gate.prompts=0"
+        )
+    if len(prompts) < min(MANY, table.prompts):
+        say(f"only {len(prompts):,} held-out prompts to compare by; a small difference will not be seen", "yellow")
+    judge = table.reward_model or recipe.run / "reward" / "model"
+    bits = done.get("bpb_before"), done.get("bpb")
+    figures, rows = compare(
+        prompts,
+        answer_all(parent, prompts, how),
+        answer_all(stage, prompts, how),
+        reward=_reward(judge, stage) if table.reward_model or judge.exists() else None,
+        bpb=(bits[0], bits[1]) if bits[0] and bits[1] else None,
+        max_bpb_rise=table.max_bpb_rise,
+    )
+    with (recipe.folder / "gate.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return {"parent": folder.parent.name if folder.name == "model" else str(folder), **figures}
+
+
+def _reward(folder: Path, stage: Oriole) -> Score:
+    return reward_score(folder, stage.tokenizer, stage.model.embedding.weight.device)
+
+
+def against(stage: Path, parent: Path, questions: Path, reward_model: Path | None) -> dict[str, Any]:
+    """The same comparison of any two models, on a file of questions: `oriole eval STAGE against=PARENT`."""
+    one, other = Oriole(stage), Oriole(parent)
+    table = GateTable()
+    how = Generation(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=0)
+    prompts = fitting(one, read_questions(questions), how)
+    said = [answer_all(model, prompts, how) for model in (other, one)]
+    reward = _reward(reward_model, one) if reward_model is not None else None
+    figures, _ = compare(prompts, said[0], said[1], reward=reward)
+    return {"parent": str(parent), **figures}
+
+
+def _parent(recipe: Recipe) -> str:
+    """What the stage was trained from, as env.json says."""
+    parent = json.loads((recipe.folder / "env.json").read_text(encoding="utf-8")).get("parent")
+    if not parent:
+        raise DataError(f"{recipe.folder}/env.json names no parent to compare with; leave the gate out: gate.prompts=0")
+    return str(parent)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def _prompts(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """What the stage was not trained on, as questions."""
+    root = Path(recipe.data)
+    globs = recipe.gate.files or ([recipe.eval.questions] if recipe.eval.questions else [])
+    for path in expand(globs, root):
+        yield from read_questions(path)
+    if globs:
+        return
+    skipped = Skipped() if recipe.skip_bad else None
+    for part in recipe.parts.values():
+        if recipe.format_of(part) in ("text", "chat"):
+            continue
+        for pair in read_preferences(expand(part.val or part.files, root), skip_bad=skipped):
+            key = "\x00".join(m.content for m in pair.prompt)
+            if part.val or held_out(key, recipe.eval.holdout):
+                yield _question(pair.prompt, pair.source, pair.lang)
+
+
+def _question(messages: Iterable[Message], source: str, lang: str) -> dict[str, Any]:
+    asked = [message_dict(m) for m in messages]
+    return {"kind": source, "lang": lang or language(asked[-1]["content"]), "messages": asked, "answers": []}
