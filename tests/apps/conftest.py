@@ -1,6 +1,7 @@
 """A model folder of a tiny random model: it answers in a jumble of both languages, with broken characters among it."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from oriole.model.config import ModelConfig
 from oriole.model.folder import save_model
 from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # toy_stage, which several folders share
 
 ZH = "两个黄鹂鸣翠柳一行白鹭上青天窗含西岭千秋雪门泊东吴万里船"
 EN = "two golden orioles sing amid the green willows while a line of white egrets flies into the blue sky".split()

@@ -1,6 +1,6 @@
 """Held-out questions with accepted answers: exact match for each kind and language, and the loop rate. Greedy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +13,7 @@ from oriole.text.files import values
 from oriole.text.judge import exact_match, loops
 from oriole.text.template import Message
 
-__all__ = ["NEW_TOKENS", "Answer", "ask", "evaluate_questions", "read_questions"]
+__all__ = ["NEW_TOKENS", "Answer", "ask", "each_answer", "evaluate_questions", "read_questions"]
 
 NEW_TOKENS = 64
 """An answer that has no end mark within so many tokens counts as a loop."""
@@ -57,27 +57,39 @@ class Answer(NamedTuple):
     """It repeats, or never ended."""
 
 
+def each_answer(
+    oriole: Oriole,
+    prompts: Sequence[Sequence[Message]],
+    how: Generation,
+    batch: int = 128,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Answer]]:
+    """(place of the prompt, its answer), each as soon as it is there, several side by side; the same as one by one.
+
+    With a seed, prompt number i is answered with `how.seed + seeds[i]`, by default `how.seed + i`.
+    """
+    sampling = how.sampling(oriole.stop_ids)
+    seeds = range(len(prompts)) if seeds is None else seeds
+    requests = [
+        (oriole.prompt(messages, how), sampling if how.seed is None else replace(sampling, seed=how.seed + own))
+        for messages, own in zip(prompts, seeds, strict=True)
+    ]
+    for done in oriole.engine(batch).complete(requests):
+        ended = done.finish == "stop"
+        text = oriole.tokenizer.decode(done.ids)
+        yield done.place, Answer(text, len(done.ids), ended, not ended or loops(done.ids))
+
+
 def ask(
     oriole: Oriole, prompts: Sequence[Sequence[Message]], how: Generation, batch: int = 128, what: str = "asking"
 ) -> list[Answer]:
-    """The answers to all prompts, in their order; with a seed, prompt number i is answered with `how.seed + i`.
-
-    Each answer is that of its prompt alone, only faster.
-    """
-    sampling = how.sampling(oriole.stop_ids)
-    requests = [
-        (oriole.prompt(messages, how), sampling if how.seed is None else replace(sampling, seed=how.seed + place))
-        for place, messages in enumerate(prompts)
-    ]
-    answers: list[Answer | None] = [None] * len(prompts)
+    """The answers to all prompts, in their order, as `each_answer` gives them."""
+    answers: dict[int, Answer] = {}
     with track(what, total=len(prompts), unit="questions") as bar:
-        for done in oriole.engine(batch).complete(requests):
-            ended = done.finish == "stop"
-            answers[done.place] = Answer(
-                oriole.tokenizer.decode(done.ids), len(done.ids), ended, not ended or loops(done.ids)
-            )
+        for place, answer in each_answer(oriole, prompts, how, batch):
+            answers[place] = answer
             bar.update(1)
-    return [answer for answer in answers if answer is not None]
+    return [answers[place] for place in range(len(prompts))]
 
 
 def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], batch: int = 128) -> dict[str, Any]:

@@ -137,3 +137,28 @@ def inspect(
     show(made, console if console.is_terminal else Console(highlight=False, width=120))
     if config.html:
         say(f"\nwritten to {config.html}")
+
+
+@app.command(
+    epilog="Example: oriole data prefer runs/demo checkpoint=step-400 output=pairs.jsonl   (chosen=best samples=8 "
+    "judge=reward: the best of several answers to the worst; input=, limit=, similarity=, temperature= as needed)"
+)
+def prefer(
+    path: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Preference pairs from a model's own answers: the data's answer against an earlier checkpoint's, or the best of
+    several against the worst; a second call goes on where the first was stopped."""
+    from oriole.apps.prefer import PreferConfig, prefer, summary
+    from oriole.cli.prefer import judge_for, model_for
+    from oriole.config import parse_overrides, validate
+    from oriole.log import say
+
+    config = validate(PreferConfig, parse_overrides(settings or []), "oriole data prefer")
+    model = model_for(path, config)
+    made = prefer(path, model, config, judge_for(path, config, model))
+    print(json.dumps(made, ensure_ascii=False) if as_json else summary(made))
+    if not made["pairs"]:
+        raise DataError(f"no pairs were found in {made['chats']:,} chats; sample more, or from an earlier checkpoint")
+    say(f'next: [parts.own] files = ["{made["output"]}"] in a dpo or reward recipe')
