@@ -163,7 +163,7 @@ def test_chosen_prompts_are_spread_over_kinds_and_languages_and_do_not_depend_on
     mixed = random.Random(1).sample(many, len(many))
     key = lambda p: p["messages"][0]["content"]  # noqa: E731
     assert sorted(map(key, choose(mixed, 40))) == sorted(map(key, chosen))
-    assert len(choose(many, 1000)) == len(many) and choose([], 5) == []
+    assert len(choose([*many, *many], 1000)) == len(many) and choose([], 5) == []
 
 
 # --- with models -----------------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from oriole import cli
 from oriole.apps import report
 from oriole.apps.api import find_model
 from oriole.cli import gate
-from oriole.config import validate
+from oriole.config import to_toml, validate
 from oriole.errors import DataError, ModelError
 from oriole.log import console, judged_worse, last_record
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
-from oriole.train.recipe import Recipe
+from oriole.text.shards import held_out
+from oriole.train.recipe import GateTable, Recipe
 from oriole.train.task import parent_of
 
 DONE = {"event": "done", "stage": "dpo", "seconds": 1.0, "tokens": 10, "parameters": 1000, "device": "cpu",
@@ -169,6 +170,39 @@ def test_without_prompts_or_parent_it_says_what_to_do(tmp_path: Path, save_tiny:
     finished(run / "dpo", "")
     with pytest.raises(DataError, match=r"names no parent to compare with; .*gate\.prompts=0"):
         gate.after_stage(recipe(run, "dpo"))
+
+
+def test_prompts_are_those_that_pairs_and_then_chats_hold_out(tmp_path: Path, save_tiny: Callable[..., Path]) -> None:
+    run = the_run(tmp_path / "run", save_tiny)
+    data = run / "data"
+    pairs = [{"prompt": f"pair {i % 40}", "chosen": "two", "rejected": f"three {i}"} for i in range(80)]
+    chats = [{"messages": [{"role": "user", "content": f"chat {i}"}, {"role": "assistant", "content": "two"}]}
+             for i in range(40)]  # fmt: skip
+    for name, records in (("pairs", pairs), ("chat", chats)):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    base = recipe(run, "dpo")
+    part = base.parts["all"].model_copy(update={"files": ["pairs.jsonl"], "format": "preference"})
+    table = base.eval.model_copy(update={"questions": "", "holdout": 0.4})
+    dpo = base.model_copy(update={"parts": {"all": part}, "eval": table})
+    (run / "sft" / "recipe.toml").write_text(to_toml(recipe(run, "sft").model_copy(update={"eval": table})))
+
+    def asked(recipe: Recipe) -> list[str]:
+        gate.after_stage(recipe)
+        rows = (run / "dpo" / "gate.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(row)["messages"][0]["content"] for row in rows]
+
+    both = asked(dpo)
+    hidden = {f"pair {i}" for i in range(40) if held_out(f"pair {i}", 0.4)}
+    hidden |= {f"chat {i}" for i in range(40) if held_out(f"chat {i}\x00two", 0.4)}
+    assert set(both) == hidden and len(both) == len(hidden) > 20, "each once"
+    few = asked(dpo.model_copy(update={"gate": dpo.gate.model_copy(update={"prompts": 5})}))
+    assert len(few) == 5 and all(prompt.startswith("pair") for prompt in few)
+    named = part.model_copy(update={"val": ["pairs.jsonl"]})
+    assert (
+        len(asked(dpo.model_copy(update={"parts": {"all": named}, "gate": GateTable(prompts=40, max_new_tokens=12)})))
+        == 40
+    )
+    assert "exact_match" not in last_record(run / "dpo" / "metrics.jsonl", "gate")
 
 
 def test_eval_compares_two_models(

@@ -49,9 +49,9 @@ RULE = (
 
 
 def choose(prompts: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """`count` of the prompts, evenly over kinds and languages, always the same ones; all when there are no more."""
+    """`count` different prompts, evenly over kinds and languages, always the same ones; all when there are no more."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for prompt in prompts:
+    for prompt in {repr(p["messages"]): p for p in reversed(prompts)}.values():
         groups.setdefault((str(prompt.get("kind", "")), str(prompt.get("lang", ""))), []).append(prompt)
     for group in groups.values():
         group.sort(key=lambda p: xxhash.xxh3_64_intdigest(repr(p["messages"]).encode("utf-8", "surrogatepass")))

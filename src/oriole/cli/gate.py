@@ -1,7 +1,7 @@
 """After a preference stage: is it better than its parent? What says so is written beside the stage, and said aloud."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ from oriole.apps.api import Generation, Oriole, Placement
 from oriole.apps.evaluate import read_questions
 from oriole.apps.gate import Score, answer_all, choose, compare, fitting, reward_score
 from oriole.apps.gatereport import MANY
+from oriole.config import read_toml, validate
 from oriole.errors import DataError
 from oriole.log import Metrics, last_record, say
 from oriole.text.clean import language
-from oriole.text.formats import Skipped, expand, read_preferences
+from oriole.text.formats import Skipped, expand, read_chats, read_preferences
 from oriole.text.shards import held_out
 from oriole.text.template import Message, message_dict
 from oriole.train.recipe import GateTable, Recipe
@@ -53,7 +54,7 @@ def _compare(recipe: Recipe, done: Mapping[str, Any]) -> dict[str, Any]:
         Oriole(one).place(Placement(device=recipe.train.device)) for one in (recipe.folder / "model", folder)
     )
     how = Generation(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=0)
-    prompts = fitting(stage, choose([*_prompts(recipe)], table.prompts), how)
+    prompts = choose(fitting(stage, choose(_prompts(recipe), 2 * table.prompts), how), table.prompts)
     if not prompts:
         raise DataError(
             f"the gate after {recipe.stage} has no held-out prompts that fit into the model's context; name files of "
@@ -103,24 +104,51 @@ def _parent(recipe: Recipe) -> str:
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def _prompts(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """What the stage was not trained on, as questions."""
+def _prompts(recipe: Recipe) -> list[dict[str, Any]]:
+    """What neither the stage nor the run's fine-tuning was trained on, as questions.
+
+    They are those of the files that the recipe names, else of the pairs that the stage holds out and, where these are
+    few, of the chats that sft has held out.
+    """
     root = Path(recipe.data)
     globs = recipe.gate.files or ([recipe.eval.questions] if recipe.eval.questions else [])
-    for path in expand(globs, root):
-        yield from read_questions(path)
     if globs:
-        return
+        return [question for path in expand(globs, root) for question in read_questions(path)]
+    out = [*_of_pairs(recipe, root)]
+    path = recipe.run / "sft" / "recipe.toml"
+    if len({str(q["messages"]) for q in out}) < recipe.gate.prompts and path.exists():
+        sft = validate(Recipe, read_toml(path), str(path))
+        if Path(sft.data).is_dir():
+            out += _of_chats(sft, Path(sft.data))
+    return out
+
+
+def _of_pairs(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
     skipped = Skipped() if recipe.skip_bad else None
     for part in recipe.parts.values():
-        if recipe.format_of(part) in ("text", "chat"):
-            continue
-        for pair in read_preferences(expand(part.val or part.files, root), skip_bad=skipped):
-            key = "\x00".join(m.content for m in pair.prompt)
-            if part.val or held_out(key, recipe.eval.holdout):
-                yield _question(pair.prompt, pair.source, pair.lang)
+        if recipe.format_of(part) == "preference":
+            for pair in read_preferences(expand(part.val or part.files, root), skip_bad=skipped):
+                if part.val or held_out(_key(pair.prompt), recipe.eval.holdout):
+                    yield from _question(pair.prompt, pair.source, pair.lang)
 
 
-def _question(messages: Iterable[Message], source: str, lang: str) -> dict[str, Any]:
-    asked = [message_dict(m) for m in messages]
-    return {"kind": source, "lang": lang or language(asked[-1]["content"]), "messages": asked, "answers": []}
+def _of_chats(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
+    skipped = Skipped() if recipe.skip_bad else None
+    for part in recipe.parts.values():
+        if recipe.format_of(part) == "chat" and part.shards is None:
+            for chat in read_chats(expand(part.val or part.files, root), skip_bad=skipped):
+                if not chat.tools and (part.val or held_out(_key(chat.messages), recipe.eval.holdout)):
+                    yield from _question(chat.messages[:-1], chat.source, chat.lang)
+
+
+def _key(messages: Sequence[Message]) -> str:
+    """By what a conversation is held out, in every stage."""
+    return "\x00".join(m.content for m in messages)
+
+
+def _question(messages: Sequence[Message], source: str, lang: str) -> Iterator[dict[str, Any]]:
+    """The conversation as a question without a known answer, if it is one in plain text."""
+    if messages and messages[-1].role == "user" and not any(m.tool_calls for m in messages):
+        asked = [message_dict(m) for m in messages]
+        lang = lang or language(messages[-1].content)
+        yield {"kind": source, "lang": lang, "messages": asked, "answers": []}
