@@ -52,8 +52,10 @@ def by_length(answers: Any) -> list[float]:
 
 def pair(answer: str, samples: list[str], **more: Any) -> Any:
     row = module._Row((Message("user", "What is a heron?"),), answer, "", "")
-    made = PreferConfig(samples=len(samples), **{k: v for k, v in more.items() if k != "reward"})
-    return module._pair(row, [Answer(s, len(s), True, False) for s in samples], made, more.get("reward"))
+    reward = more.pop("reward", None)
+    made = PreferConfig(samples=len(samples), **more)
+    said = [Answer(s, len(s), True, False) for s in samples]
+    return module._pair(row, said, module._scores([row], [said], made, reward)[0], made)
 
 
 def test_pairs_by_hand() -> None:
@@ -154,10 +156,11 @@ def test_chats_that_cannot_be_used_are_passed_over(oriole: Oriole, tmp_path: Pat
     user, answer = {"role": "user", "content": "sing"}, {"role": "assistant", "content": "two"}
     thought = {"role": "assistant", "content": "two", "reasoning_content": "one and one"}
     long = {"role": "user", "content": "sing " * 300}
-    records = [[user, answer], [user, thought], [user, answer, user], [long, answer]]
+    earlier = [{"role": "user", "content": "sing " * 200}, answer]
+    records = [[user, answer], [user, thought], [user, answer, user], [long, answer], [*earlier, user, answer]]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": r}) + "\n" for r in records))
     made = prefer(tmp_path, oriole, config(tmp_path))
-    assert made["chats"] == 2 and made["dropped"]["prompt too long"] == 1
+    assert made["chats"] == 3 and made["dropped"]["prompt too long"] == 2, "a conversation that was cut is another one"
     (tmp_path / "none.jsonl").write_text(json.dumps({"messages": [user, thought]}) + "\n")
     with pytest.raises(DataError, match="no chat ends with an answer in plain text"):
         prefer(

@@ -26,7 +26,7 @@ from oriole.text.tokenizer import Tokenizer
 
 __all__ = [
     "MARGIN", "RULE", "Said", "Score", "Verdict", "answer_all", "choose", "compare", "fitting", "messages_of",
-    "reward_score", "verdict",
+    "reward_score", "rewards", "verdict",
 ]  # fmt: skip
 
 Verdict = Literal["better", "worse", "no difference"]
@@ -115,6 +115,18 @@ def reward_score(folder: Path, tokenizer: Tokenizer, device: torch.device | str 
     return scored
 
 
+def rewards(reward: Score, answers: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
+    """What the reward model gives; `ModelError` when one of them is no number."""
+    given = reward(answers)
+    bad = next((i for i, value in enumerate(given) if not math.isfinite(value)), None)
+    if bad is not None:
+        raise ModelError(
+            f"the reward model gives {given[bad]} to {answers[bad][1][:60]!r}; it is broken: train it afresh, or judge "
+            "by rules alone"
+        )
+    return given
+
+
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +146,10 @@ def compare(
     """
     scores = {"rules": [_by_rules(prompts, one.sampled) for one in (parent, stage)]}
     if reward is not None:
-        scores["reward model"] = [_by_model(reward, prompts, one.sampled) for one in (parent, stage)]
+        scores["reward model"] = [
+            rewards(reward, [(messages_of(p), a.text) for p, a in zip(prompts, one.sampled, strict=True)])
+            for one in (parent, stage)
+        ]
     outcomes = {name: _outcomes(parent.sampled, stage.sampled, *both) for name, both in scores.items()}
     confidence = 1 - (1 - CONFIDENCE) / len(scores)
     judges = {
@@ -202,17 +217,6 @@ def _by_rules(prompts: Sequence[Mapping[str, Any]], said: Sequence[Answer]) -> l
         judge(messages_of(p), a.text, accepted=p.get("answers") or (), ended=a.ended).score
         for p, a in zip(prompts, said, strict=True)
     ]
-
-
-def _by_model(reward: Score, prompts: Sequence[Mapping[str, Any]], said: Sequence[Answer]) -> list[float]:
-    given = reward([(messages_of(p), a.text) for p, a in zip(prompts, said, strict=True)])
-    if not all(map(math.isfinite, given)):
-        bad = next(i for i, value in enumerate(given) if not math.isfinite(value))
-        raise ModelError(
-            f"the reward model gives {given[bad]} to {said[bad].text[:60]!r}; it is broken: train it afresh, or judge "
-            "by rules alone"
-        )
-    return given
 
 
 def _outcomes(

@@ -20,15 +20,15 @@ from pydantic import Field
 
 from oriole.apps.api import Generation, Oriole, Placement
 from oriole.apps.evaluate import Answer, each_answer
-from oriole.apps.gate import Score
+from oriole.apps.gate import Score, rewards
 from oriole.config import read_toml
-from oriole.errors import DataError, ModelError, raise_for_os_error
+from oriole.errors import DataError, raise_for_os_error
 from oriole.log import track
 from oriole.text.formats import Chat, Skipped, expand, read_chats
 from oriole.text.judge import judge
 from oriole.text.ruleschat import dice_of_pairs
 from oriole.text.shards import held_out
-from oriole.text.template import Message, message_dict
+from oriole.text.template import Message, message_dict, render
 
 __all__ = ["PreferConfig", "bias", "prefer", "report", "summary"]
 
@@ -140,8 +140,9 @@ def _pairs(
         said[n // how.count].append(answers[n])
     for _ in range(len(rows) - len(fitting)):
         counts.drop("prompt too long")
-    for (_, row), own in zip(fitting, said, strict=True):
-        pair = _pair(row, own, how, reward)
+    kept = [row for _, row in fitting]
+    for row, own, scores in zip(kept, said, _scores(kept, said, how, reward), strict=True):
+        pair = _pair(row, own, scores, how)
         if isinstance(pair, str):
             counts.drop(pair)
             continue
@@ -151,26 +152,35 @@ def _pairs(
 
 
 def _fits(oriole: Oriole, row: _Row, how: PreferConfig) -> bool:
-    try:
-        return len(oriole.prompt(row.prompt, how)) < oriole.context
-    except ModelError:
-        return False
+    """Whether the whole prompt leaves room for an answer."""
+    prompt = len(render(row.prompt, oriole.tokenizer, generation=True)[0])
+    return prompt + min(how.max_new_tokens, oriole.context // 4) <= oriole.context
 
 
-def _pair(row: _Row, answers: Sequence[Answer], how: PreferConfig, reward: Score | None) -> dict[str, Any] | str:
-    """The record of a pair, or why there is none."""
-    texts = [a.text for a in answers]
-    if how.chosen == "data":
-        texts.append(row.answer)
-    if reward is not None:
-        scores = reward([(row.prompt, text) for text in texts])
-    else:
-        ended = [*(a.ended for a in answers), True]
-        scores = [
-            judge(row.prompt, text, accepted=[row.answer], ended=end).score
-            for text, end in zip(texts, ended, strict=False)
+def _scores(
+    rows: Sequence[_Row], said: Sequence[Sequence[Answer]], how: PreferConfig, reward: Score | None
+) -> list[list[float]]:
+    """Of each chat's samples and, behind them, of the data's own answer where that is the chosen one."""
+    own = how.chosen == "data"
+    if reward is None:
+        return [
+            [judge(row.prompt, a.text, accepted=[row.answer], ended=a.ended).score for a in answers]
+            + [judge(row.prompt, row.answer, accepted=[row.answer]).score] * own
+            for row, answers in zip(rows, said, strict=True)
         ]
-    places = [i for i in range(len(answers)) if texts[i].strip()]
+    asked = [
+        (row.prompt, text)
+        for row, answers in zip(rows, said, strict=True)
+        for text in [*(a.text for a in answers), *[row.answer] * own]
+    ]
+    given = iter(rewards(reward, asked))
+    return [list(itertools.islice(given, len(answers) + own)) for answers in said]
+
+
+def _pair(row: _Row, answers: Sequence[Answer], scores: Sequence[float], how: PreferConfig) -> dict[str, Any] | str:
+    """The record of a pair, or why there is none."""
+    texts = [*(a.text for a in answers), row.answer]
+    places = [i for i, answer in enumerate(answers) if answer.text.strip()]
     if not places:
         return "empty answer"
     worst = min(places, key=lambda i: scores[i])
