@@ -19,7 +19,8 @@ from oriole.log import console, judged_worse, last_record
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
 from oriole.text.shards import held_out
-from oriole.train.recipe import GateTable, Recipe
+from oriole.train.recipe import Recipe
+from oriole.train.tables import GateTable
 from oriole.train.task import parent_of
 
 DONE = {"event": "done", "stage": "dpo", "seconds": 1.0, "tokens": 10, "parameters": 1000, "device": "cpu",

@@ -26,9 +26,9 @@ def rows(gate: Mapping[str, Any]) -> list[Row]:
             f"win rate, by {name}", f"{mean['parent']:.3f}", f"{mean['stage']:.3f}", _percent(rate["value"]),
             f"{_percent(rate['low'])} to {_percent(rate['high'])}",
         ))  # fmt: skip
-        wins = f"{judge['wins']:,} won, {judge['ties']:,} tied, {judge['losses']:,} lost"
-        longer = judge.get("longer_wins")
-        out.append((f"  {wins}", "", "", "" if longer is None else f"the longer one wins {_percent(longer)}", ""))
+        out.append(("  won, tied, lost", "", "", f"{judge['wins']:,}, {judge['ties']:,}, {judge['losses']:,}", ""))
+        if judge.get("longer_wins") is not None:
+            out.append(("  the longer answer wins", "", "", _percent(judge["longer_wins"]), ""))
         if length := judge.get("length_of_wins"):
             out.append(("  tokens where it won", f"{length['parent']:.1f}", f"{length['stage']:.1f}", "", ""))
     for key, name in (("exact_match", "exact match"), ("loop_rate", "loop rate")):

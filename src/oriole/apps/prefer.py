@@ -24,11 +24,11 @@ from oriole.apps.gate import Score, rewards
 from oriole.config import read_toml
 from oriole.errors import DataError, raise_for_os_error
 from oriole.log import track
-from oriole.text.formats import Chat, Skipped, expand, read_chats
+from oriole.text.formats import Skipped, expand, read_chats
 from oriole.text.judge import judge
 from oriole.text.ruleschat import dice_of_pairs
 from oriole.text.shards import held_out
-from oriole.text.template import Message, message_dict, render
+from oriole.text.template import Chat, Message, message_dict, render
 
 __all__ = ["PreferConfig", "bias", "prefer", "report", "summary"]
 

@@ -16,7 +16,8 @@ from oriole.text.clean import language
 from oriole.text.formats import Skipped, expand, read_chats, read_preferences
 from oriole.text.shards import held_out
 from oriole.text.template import Message, message_dict
-from oriole.train.recipe import GateTable, Recipe
+from oriole.train.recipe import Recipe
+from oriole.train.tables import GateTable
 
 __all__ = ["STAGES", "after_stage", "against"]
 
