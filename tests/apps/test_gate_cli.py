@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import toy_stage
 from safetensors.torch import load_file, save_file
 
 from oriole import cli
@@ -204,6 +205,47 @@ def test_prompts_are_those_that_pairs_and_then_chats_hold_out(tmp_path: Path, sa
         == 40
     )
     assert "exact_match" not in last_record(run / "dpo" / "metrics.jsonl", "gate")
+
+    lines = [json.dumps({"prompt": f"1+{i}=?", "answers": [str(1 + i)]}) + "\n" for i in range(12)]
+    (data / "sums.jsonl").write_text("".join(lines), encoding="utf-8")
+    sums = part.model_copy(update={"files": ["sums.jsonl"], "val": ["sums.jsonl"], "format": "prompt"})
+    own = GateTable(prompts=12, max_new_tokens=12)
+    assert set(asked(dpo.model_copy(update={"parts": {"all": sums}, "gate": own}))) == {f"1+{i}=?" for i in range(12)}
+    found = last_record(run / "dpo" / "metrics.jsonl", "gate")
+    assert found["exact_match"]["questions"] == 12, "a prompt that is read with its right answers can be checked"
+
+
+def test_a_run_of_three_stages_ends_with_a_verdict(tmp_path: Path) -> None:
+    data, run, recipes = toy_stage.write_data(tmp_path / "data"), tmp_path / "run", tmp_path / "recipes"
+    pairs = [{"prompt": f"{i}?", "chosen": toy_stage.EN[i % 9 : 30], "rejected": toy_stage.ZH[i % 5 : 9]}
+             for i in range(60)]  # fmt: skip
+    lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    (data / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    toy_stage.write_recipes(recipes, data, run, tokens=2 * 2 * 32 * 6)
+    dpo = toy_stage.recipe("dpo", data, run, tokens=None, epochs=1.0, length=64, dropout=0.0, parts={
+        "all": {"files": ["pairs.jsonl"]}, "zh": {"format": "text", "val": ["zh.txt"], "files": ["zh.txt"]},
+    }, eval={"holdout": 0.3}, gate={"max_new_tokens": 12})  # fmt: skip
+    (recipes / "dpo.toml").write_text(to_toml(dpo), encoding="utf-8")
+
+    cli.run(str(recipes))
+    events = [json.loads(line) for line in (run / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found, done = events[-1], events[-2]
+    assert (found["event"], found["parent"], done["event"]) == ("gate", "sft", "done")
+    assert 10 < found["prompts"] < 30, "those of the 60 pairs that dpo has held out"
+    assert found["bpb"] == {
+        "parent": done["bpb_before"], "stage": done["bpb"],
+        "rise": round(done["bpb"]["zh"] / done["bpb_before"]["zh"] - 1, 4),
+    }  # fmt: skip
+    made = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert made["stages"]["dpo"]["gate"]["verdict"] == found["verdict"]
+    kept = "sft" if found["verdict"] == "worse" else "dpo"
+    assert find_model(run) == run / kept / "model"
+
+    before = (run / "dpo" / "metrics.jsonl").read_bytes()
+    with console.capture() as said:
+        cli.run(str(recipes))
+    assert (run / "dpo" / "metrics.jsonl").read_bytes() == before
+    assert f"dpo against sft: {found['verdict']}" in said.get(), "a finished stage's verdict is said again"
 
 
 def test_eval_compares_two_models(

@@ -13,7 +13,7 @@ from oriole.config import read_toml, validate
 from oriole.errors import DataError
 from oriole.log import Metrics, last_record, say
 from oriole.text.clean import language
-from oriole.text.formats import Skipped, expand, read_chats, read_preferences
+from oriole.text.formats import Skipped, expand, read_chats, read_prompts
 from oriole.text.shards import held_out
 from oriole.text.template import Message, message_dict
 from oriole.train.recipe import Recipe
@@ -108,14 +108,14 @@ def _parent(recipe: Recipe) -> str:
 def _prompts(recipe: Recipe) -> list[dict[str, Any]]:
     """What neither the stage nor the run's fine-tuning was trained on, as questions.
 
-    They are those of the files that the recipe names, else of the pairs that the stage holds out and, where these are
-    few, of the chats that sft has held out.
+    They are those of the files that the recipe names, else those that the stage's parts hold out and, where these are
+    few, those of the chats that sft has held out.
     """
     root = Path(recipe.data)
     globs = recipe.gate.files or ([recipe.eval.questions] if recipe.eval.questions else [])
     if globs:
         return [question for path in expand(globs, root) for question in read_questions(path)]
-    out = [*_of_pairs(recipe, root)]
+    out = [*_of_parts(recipe, root)]
     path = recipe.run / "sft" / "recipe.toml"
     if len({str(q["messages"]) for q in out}) < recipe.gate.prompts and path.exists():
         sft = validate(Recipe, read_toml(path), str(path))
@@ -124,13 +124,15 @@ def _prompts(recipe: Recipe) -> list[dict[str, Any]]:
     return out
 
 
-def _of_pairs(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
+def _of_parts(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
+    """The prompts that the stage's parts hold out; the chosen answer of a pair is not the only right one."""
     skipped = Skipped() if recipe.skip_bad else None
     for part in recipe.parts.values():
-        if recipe.format_of(part) == "preference":
-            for pair in read_preferences(expand(part.val or part.files, root), skip_bad=skipped):
-                if part.val or held_out(_key(pair.prompt), recipe.eval.holdout):
-                    yield from _question(pair.prompt, pair.source, pair.lang)
+        if (kind := recipe.format_of(part)) in ("preference", "prompt"):
+            for prompt in read_prompts(expand(part.val or part.files, root), skip_bad=skipped):
+                if part.val or held_out(_key(prompt.messages), recipe.eval.holdout):
+                    known = prompt.answers if kind == "prompt" else ()
+                    yield from _question(prompt.messages, prompt.source, prompt.lang, known)
 
 
 def _of_chats(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
@@ -147,9 +149,11 @@ def _key(messages: Sequence[Message]) -> str:
     return "\x00".join(m.content for m in messages)
 
 
-def _question(messages: Sequence[Message], source: str, lang: str) -> Iterator[dict[str, Any]]:
-    """The conversation as a question without a known answer, if it is one in plain text."""
+def _question(
+    messages: Sequence[Message], source: str, lang: str, known: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The conversation as a question with the answers that are known, if it is one in plain text."""
     if messages and messages[-1].role == "user" and not any(m.tool_calls for m in messages):
         asked = [message_dict(m) for m in messages]
         lang = lang or language(messages[-1].content)
-        yield {"kind": source, "lang": lang, "messages": asked, "answers": []}
+        yield {"kind": source, "lang": lang, "messages": asked, "answers": list(known)}
