@@ -40,7 +40,7 @@ class Batch:
     GPU for the number would wait for it."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """What else an objective wants to know of a position or its target, by name: advantages, reference log-probs, …;
-    each (B, T), so that a batch may be cut by rows whatever it is for."""
+    each (B, T) or (B, T, …), so that a batch may be cut by rows whatever it is for."""
 
     def __post_init__(self) -> None:
         if self.rows is _UNKNOWN:

@@ -21,7 +21,7 @@ from oriole.train.device import choose_device, choose_dtype
 from oriole.train.divergence import PLAIN, Cached, Chunks, Live, Mixed, distillation
 from oriole.train.lmtask import measure, steps
 from oriole.train.loop import Data
-from oriole.train.objectives import Loss
+from oriole.train.objectives import Loss, head_weight
 from oriole.train.prepare import make_shards, weighted
 from oriole.train.recipe import Recipe
 from oriole.train.tables import DistillTable
@@ -58,8 +58,7 @@ class DistillObjective:
     def __call__(self, model: LM, batch: Batch) -> Loss:
         teacher = self._teacher(batch)
         out = model(batch.tokens, batch.doc, batch.pos)
-        weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
-        given = out.h.flatten(0, 1), weight, batch.targets.flatten(), batch.rows
+        given = out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows
         loss, kl, lm = distillation(*given, teacher, self.mixed, self._chunks)
         return Loss(loss + out.aux * len(batch.rows), {"kl": kl, "lm_loss": lm})
 

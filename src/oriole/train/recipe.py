@@ -170,8 +170,8 @@ class Recipe(Config):
 
     stage: StageName
     """pretrain: running text, every token trained; sft: chats, only the assistant's words trained; reward: pairs, from
-    which a model learns to score answers; dpo: pairs, from which it learns to give the better ones; distill: text or
-    chats, from a larger model too."""
+    which a model learns to score answers; dpo: pairs, from which it learns to give the better ones; ppo and grpo:
+    prompts, which it answers itself and learns by the rewards; distill: text or chats, from a larger model too."""
     run: Path = Path("runs/run")
     """The run folder; tokenizer, shards and stages of a run live in it."""
     data: str = "builtin"
@@ -180,8 +180,8 @@ class Recipe(Config):
     """A preset's name, a table of the model's shape, a width ("d384") or a number of parameters ("30M"), from which the
     shape is derived (first stage only; later stages take `init`'s)."""
     init: str = ""
-    """A model folder to start from, or "random". Default: random for pretrain, the run's pretrain stage for sft, its
-    sft stage for reward and dpo."""
+    """A model folder to start from, or "random". Default: random for pretrain, for the others the first of their
+    stages in task.PARENTS that the run has and that was not judged worse than its own parent."""
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
     (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""

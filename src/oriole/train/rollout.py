@@ -23,8 +23,8 @@ from oriole.infer.sample import Sampling
 from oriole.model.lm import LM
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 from oriole.train import dist
-from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import token_log_probs
+from oriole.train.batch import IGNORE, Batch, BestFit, Rows, shifted
+from oriole.train.objectives import head_weight, token_log_probs
 from oriole.train.prompts import PromptStream, Question
 from oriole.train.rewards import Answer, Rewards
 from oriole.train.tables import RolloutTable
@@ -91,38 +91,28 @@ class Rollout:
 
 
 def pack(rollout: Rollout, members: Sequence[int], length: int) -> tuple[Batch, Tensor]:
-    """The prompts and answers of `members`, packed into as few rows of `length` tokens as first fit finds.
+    """The prompts and answers of `members`, packed into as few rows of `length` tokens as best fit finds.
 
     The longest documents go first. Returns the batch with no `extra`, and where each position's target stands in the
     flattened columns (R, length), -1 where nothing is trained. Rows are a multiple of the number of processes.
     """
     width = rollout.shape[1]
-    documents = {i: [*rollout.questions[i].ids, *rollout.written[i].ids] for i in members}
-    rows: list[list[int]] = []
-    space: list[int] = []
-    for i in sorted(members, key=lambda i: len(documents[i]), reverse=True):  # stable: ties in the given order
-        n = len(documents[i]) - 1
-        row = next((r for r, left in enumerate(space) if left >= n), len(rows))
-        if row == len(rows):
-            rows.append([])
-            space.append(length)
-        rows[row].append(i)
-        space[row] -= n
-    shape = (-(-len(rows) // dist.world()) * dist.world(), length)
-    tokens, pos = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    targets, place = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int64)
-    doc = np.full(shape, -1, np.int32)
-    for row, chosen in enumerate(rows):
-        end = 0
-        for number, i in enumerate(chosen):
-            ids, answer = np.array(documents[i], np.int64), len(rollout.written[i].ids)
-            span = slice(end, end + len(ids) - 1)
-            end = span.stop
-            tokens[row, span], pos[row, span], doc[row, span] = ids[:-1], np.arange(len(ids) - 1), number
-            targets[row, end - answer : end] = ids[len(ids) - answer :]
-            place[row, end - answer : end] = i * width + np.arange(answer)
-    as_tensor = torch.from_numpy
-    return Batch(as_tensor(tokens), as_tensor(targets), as_tensor(doc), as_tensor(pos)), as_tensor(place)
+    room: BestFit[int] = BestFit()
+    size = {i: len(rollout.questions[i].ids) + len(rollout.written[i].ids) - 1 for i in members}
+    for i in sorted(members, key=lambda i: size[i], reverse=True):  # stable: ties in the given order
+        room.add(size[i], i)
+    chosen: list[list[int]] = []
+    while room.tokens:
+        chosen.append(list(room.row(length)))
+    count = -(-len(chosen) // dist.world()) * dist.world()
+    rows, place = Rows(count, length), np.full((count, length), -1, np.int64)
+    for row, some in enumerate(chosen):
+        for i in some:
+            asked, answer = rollout.questions[i].ids, rollout.written[i].ids
+            mask = np.array([0] * len(asked) + [1] * len(answer), np.uint8)
+            end = rows.add(row, *shifted(np.array([*asked, *answer], np.int64), mask)).stop
+            place[row, end - len(answer) : end] = i * width + np.arange(len(answer))
+    return rows.batch(), torch.from_numpy(place)
 
 
 # --- forward passes --------------------------------------------------------------------------------------------------
@@ -134,9 +124,8 @@ def action_log_probs(model: LM, batch: Batch, temperature: float) -> tuple[Tenso
     Both are those of the distribution that answers are drawn from: of the logits divided by `temperature`.
     """
     out = model(batch.tokens, batch.doc, batch.pos)
-    weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
     h = out.h.flatten(0, 1)[batch.rows] / temperature
-    log_probs, entropy = token_log_probs(h, weight, batch.targets.flatten()[batch.rows])
+    log_probs, entropy = token_log_probs(h, head_weight(model), batch.targets.flatten()[batch.rows])
     return log_probs, entropy, out.aux
 
 
