@@ -33,7 +33,7 @@ test-peers: $(VENV)-peers/.installed  ## the same numbers as other libraries, in
 $(VENV)-peers/.installed: pyproject.toml tests/peers/requirements.txt
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[hf]' pytest \
-	  pytest-timeout -r tests/peers/requirements.txt
+	  pytest-timeout hypothesis -r tests/peers/requirements.txt
 	@touch $@
 
 check: install   ## style, types, layers

@@ -70,10 +70,28 @@ def test_every_recipe_parses_and_survives_toml(name: str, tmp_path: Path) -> Non
 
 
 def test_settings_reach_the_stage_they_are_meant_for() -> None:
-    pretrain, sft = cli.load_recipes("demo", ["train.seed=5", "sft.train.lr=1e-5", "pretrain.train.tokens=1e4"])
-    assert (pretrain.train.seed, sft.train.seed) == (5, 5)
+    pretrain, sft, *later = cli.load_recipes("demo", ["train.seed=5", "sft.train.lr=1e-5", "pretrain.train.tokens=1e4"])
+    assert [recipe.stage for recipe in later] == ["reward", "dpo", "ppo", "grpo"]
+    assert all(recipe.train.seed == 5 for recipe in (pretrain, sft, *later))
     assert sft.train.lr == 1e-5 != pretrain.train.lr
     assert pretrain.train.tokens == 1e4
+
+
+def test_run_leaves_out_an_optional_stage_without_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(cli, "_run", lambda recipes: taken.extend(recipe.stage for recipe in recipes))
+    for name in ("pretrain_zh", "pretrain_en", "sft_zh", "sft_en", "preference_zh"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n", encoding="utf-8")
+    cli.run("26m", [f"data={tmp_path}"])
+    assert taken == ["pretrain", "sft"]
+    said = "".join(capsys.readouterr().err.split("\n"))
+    assert "reward is left out: nothing matches" in said and "preference_en*.jsonl*" in said
+    (tmp_path / "preference_en.jsonl").write_text("{}\n", encoding="utf-8")
+    taken.clear()
+    cli.run("26m", [f"data={tmp_path}"])
+    assert taken == ["pretrain", "sft", "reward", "dpo"]
 
 
 def test_a_length_in_the_other_unit_replaces_the_recipes() -> None:

@@ -127,6 +127,7 @@ def test_plan_measures_on_this_machine(tmp_path: Path) -> None:
         (["nonsense"], "no recipes in 'nonsense'"),
         (["demo/pretrain", "device=H100", "train.lrr=1"], "did you mean 'lr'"),
         (["demo/sft", "init=nowhere", "device=H100"], "init=nowhere is no model folder"),
+        (["demo/grpo", "device=H100"], "nothing is left to plan of demo/grpo"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:

@@ -18,9 +18,14 @@ READMES = ("README.md", "README.zh.md")
 ENV = os.environ | {"COLUMNS": "200", "TERM": "dumb"}
 
 QUICK = ["train.compile=false", "eval.tokens=512"]
+STAGES = [
+    "pretrain.train.tokens=8000", "sft.train.tokens=8000", "dpo.train.tokens=8000", "eval.pairs=20",
+    "gate.prompts=20", "gate.max_new_tokens=16", "rollout.eval_prompts=20", *QUICK,
+]  # fmt: skip
 SHORT = {
-    "oriole demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
-    "oriole run demo": ["pretrain.train.tokens=8000", "sft.train.tokens=8000", *QUICK],
+    "oriole demo": STAGES,
+    "oriole run demo": [*STAGES, "reward.train.tokens=8000", "ppo.train.epochs=0.005", "grpo.train.epochs=0.01"],
+    "oriole data prefer": ["max_new_tokens=16"],
     "oriole train demo/pretrain": ["train.tokens=8000", *QUICK],
     "oriole plan demo": ["probe=1", "train.batch_size=2", *QUICK],
     "oriole run cpu-25min": [
@@ -57,6 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "runs" / "demo" / "data")
     exam = folder / "runs" / "demo" / "data" / "eval.jsonl"
     exam.write_text("".join(exam.read_text("utf-8").splitlines(keepends=True)[::18]), encoding="utf-8")
+    pairs = exam.with_name("preference.jsonl")
+    pairs.write_text("".join(pairs.read_text("utf-8").splitlines(keepends=True)[:300]), encoding="utf-8")
     data = folder / "DATA"
     data.mkdir()
     zh, en = "河边的柳树上有两只黄鹂，它们一起唱歌。", "Two orioles sing in the willow by the river."

@@ -184,7 +184,7 @@ def test_prompts_are_those_that_pairs_and_then_chats_hold_out(tmp_path: Path, sa
         (data / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     base = recipe(run, "dpo")
     part = base.parts["all"].model_copy(update={"files": ["pairs.jsonl"], "format": "preference"})
-    table = base.eval.model_copy(update={"questions": "", "holdout": 0.4})
+    table = base.eval.model_copy(update={"questions": "", "holdout": 0.4, "holdout_pairs": 0.4})
     dpo = base.model_copy(update={"parts": {"all": part}, "eval": table})
     (run / "sft" / "recipe.toml").write_text(to_toml(recipe(run, "sft").model_copy(update={"eval": table})))
 
@@ -222,19 +222,21 @@ def test_a_run_of_three_stages_ends_with_a_verdict(tmp_path: Path) -> None:
     lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
     (data / "pairs.jsonl").write_text(lines, encoding="utf-8")
     toy_stage.write_recipes(recipes, data, run, tokens=2 * 2 * 32 * 6)
-    dpo = toy_stage.recipe("dpo", data, run, tokens=None, epochs=1.0, length=64, dropout=0.0, parts={
-        "all": {"files": ["pairs.jsonl"]}, "zh": {"format": "text", "val": ["zh.txt"], "files": ["zh.txt"]},
-    }, eval={"holdout": 0.3}, gate={"max_new_tokens": 12})  # fmt: skip
+    text = {name: {"format": "text", "val": [f"{name}.txt"]} for name in ("zh", "en")}
+    dpo = toy_stage.recipe(
+        "dpo", data, run, tokens=None, epochs=1.0, length=64, dropout=0.0, eval={"holdout_pairs": 0.3},
+        parts={"all": {"files": ["pairs.jsonl"]}, **text}, gate={"max_new_tokens": 12},
+    )  # fmt: skip
     (recipes / "dpo.toml").write_text(to_toml(dpo), encoding="utf-8")
 
     cli.run(str(recipes))
     events = [json.loads(line) for line in (run / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found, done = events[-1], events[-2]
     assert (found["event"], found["parent"], done["event"]) == ("gate", "sft", "done")
-    assert 10 < found["prompts"] < 30, "those of the 60 pairs that dpo has held out"
+    assert found["prompts"] == 80, "the pairs' prompts are among those of the chats that sft has held out"
     assert found["bpb"] == {
         "parent": done["bpb_before"], "stage": done["bpb"],
-        "rise": round(done["bpb"]["zh"] / done["bpb_before"]["zh"] - 1, 4),
+        "rise": round(sum(done["bpb"][part] / done["bpb_before"][part] - 1 for part in ("zh", "en")) / 2, 4),
     }  # fmt: skip
     made = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert made["stages"]["dpo"]["gate"]["verdict"] == found["verdict"]

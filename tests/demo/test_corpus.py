@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> dict[str, Rows]:
-    names = [*NAMES, "eval.jsonl", "preference.jsonl", "val_preference.jsonl"]
+    names = [*NAMES, "eval.jsonl", "preference.jsonl", "val_preference.jsonl", "prompts.jsonl"]
     return {name: [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()] for name in names}
 
 
@@ -83,6 +83,7 @@ def test_is_as_large_as_promised(splits: Splits, files: dict[str, Rows], folder:
         assert Counter(row["source"] for row in files[f"sft_{lang}.jsonl"]).keys() == set(KINDS)
     assert len(files["preference.jsonl"]) == SIZES.preference
     assert len(files["val_preference.jsonl"]) == SIZES.preference_validation
+    assert len(files["prompts.jsonl"]) == SIZES.prompts
     characters = {lang: sum(map(len, running(files, lang))) for lang in LANGS}
     assert 0.8e6 < characters["zh"] < 1.5e6
     assert 2.0e6 < characters["en"] < 3.6e6
@@ -147,6 +148,21 @@ def test_no_examined_conversation_is_trained(files: dict[str, Rows]) -> None:
     assert not trained & examined
     held_out = {key(row["prompt"]) for row in files["val_preference.jsonl"]}
     assert held_out and held_out <= examined, "held-out pairs are about questions of the examination"
+
+
+def test_no_prompt_was_asked_in_fine_tuning_or_is_examined(splits: Splits, files: dict[str, Rows]) -> None:
+    def sums(texts: list[str]) -> set[tuple[int, str, int]]:
+        found = (match for text in texts for match in re.findall(r"(\d+)([+-])(\d+)", text))
+        return {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in found}
+
+    rows = files["prompts.jsonl"]
+    assert Counter(row["lang"] for row in rows) == dict.fromkeys(LANGS, SIZES.prompts // 2)
+    assert all(set(row) == {"messages", "source", "lang"} and len(row["messages"]) == 1 for row in rows)
+    prompts = [row["messages"][0]["content"] for row in rows]
+    asked = sums([turn["content"] for talk in conversations(files) for turn in talk])
+    examined = {each.pair for each in splits.sums.held_out}
+    assert len(sums(prompts)) == len(prompts), "each once"
+    assert not sums(prompts) & asked and not sums(prompts) & examined
 
 
 def test_sft_never_asks_about_held_out_people_and_places(splits: Splits, files: dict[str, Rows]) -> None:

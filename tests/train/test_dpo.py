@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from oriole.config import validate
@@ -278,7 +279,7 @@ def recipe(run: Path, data: Path, parent: Path, **tables: Any) -> Recipe:
         "train": {"epochs": 1.5, "batch_size": 2, "length": 128, "lr": 3e-3, "warmup": 0.0, "schedule": "constant",
                   "compile": False, "device": "cpu", "dtype": "fp32", "log_every": 1, "dropout": 0.1},
         "checkpoint": {"every": 7, "keep": 100},
-        "eval": {"tokens": 256, "holdout": 0.2, "every": 30, "prompts": ["sun?"]},
+        "eval": {"tokens": 256, "holdout_pairs": 0.2, "every": 30, "prompts": ["sun?"]},
     }  # fmt: skip
     for name, values in tables.items():
         made[name] = made.get(name, {}) | values if isinstance(values, dict) and name != "parts" else values
@@ -385,6 +386,15 @@ def test_losses_without_a_reference_compute_none(tmp_path: Path, data: Path, par
     before, *_, after = events(tmp_path, "eval")
     assert after["eval_logps/accuracies"] > before["eval_logps/accuracies"] or after["eval_logps/accuracies"] == 1.0
     assert after["eval_loss"] < before["eval_loss"]
+
+
+def test_adapters_learn_from_pairs_and_leave_the_rest_alone(tmp_path: Path, data: Path, parent: Path) -> None:
+    run_stage(recipe(tmp_path, data, parent, lora={"rank": 4}, train={"dropout": 0.0, "lr": 1e-2}))
+    before, *_, after = events(tmp_path, "eval")
+    assert before["eval_loss"] == pytest.approx(math.log(2), abs=1e-6) and after["eval_loss"] < 0.6
+    was, now = (load_file(f / "model.safetensors") for f in (parent, tmp_path / "dpo" / "model"))
+    assert {name for name in was if not torch.equal(was[name], now[name])} <= {n for n in was if "_proj" in n}
+    assert (tmp_path / "dpo" / "adapter").exists()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_the_loss_equals_one_written_out_token_by_token_in_fp64(
             own = own - torch.min(r * a, r.clamp(0.9, high) * a)
             if beta := table.get("beta"):
                 d = one["ref_log_probs"][t] - one["log_probs"][t]
-                own = own + beta * (d.exp() - d - 1)
+                own = own + beta * r * (d.exp() - d - 1)
         tokens += len(one["log_probs"])
         total = total + own / {"dapo": 1, "grpo": len(one["log_probs"]), "dr_grpo": 8}[table["loss"]]
     weight = toy.objective.weight(batch)

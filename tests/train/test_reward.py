@@ -93,12 +93,12 @@ def model(tok: Tokenizer) -> LM:
 
 @pytest.fixture(scope="module")
 def packed(tok: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Preference], Batch]:
-    """24 pairs, and all of them in one batch."""
+    """24 pairs, and all of them in one batch, which remembers the chosen answers."""
     given = preferences(24)
     rows = encode_pairs(given, tok, row=190, context=159, cut=False, left_out=Counter())
     pairs = Pairs(write_shards(rows, tok, tmp_path_factory.mktemp("pairs") / "shards"), whole=True)
     pairs.values["margin"] = np.repeat([p.margin for p in given], 2)
-    return given, Batch.joined([at_ends(batch) for batch, _ in pair_batches(pairs, 2, 192)])
+    return given, Batch.joined([at_ends(batch, answers=True) for batch, _ in pair_batches(pairs, 2, 192)])
 
 
 def test_a_batch_marks_the_ends_of_whole_conversations_pair_by_pair(
@@ -137,11 +137,31 @@ def test_packed_equals_each_conversation_by_itself(
         assert float(loss.metrics[name]) / 24 == pytest.approx(float(value), abs=1e-5)
 
 
+def test_the_sft_term_is_the_chosen_answers_log_prob_per_token(
+    tok: Tokenizer, model: LM, packed: tuple[list[Preference], Batch]
+) -> None:
+    given, batch = packed
+    expected = 0.0
+    for pair in given:
+        ids, mask = render([*pair.prompt, *pair.chosen], tok)
+        begin = len(mask) - mask[::-1].index(1) - mask[::-1][mask[::-1].index(1) :].index(0)
+        answer = range(begin, len(mask) - mask[::-1].index(1))
+        tokens = torch.tensor(ids)
+        with torch.no_grad():
+            logits = (model(tokens[None]).h[0] @ model.embedding.weight.T).double()
+        log_probs = logits.log_softmax(-1)
+        expected -= sum(float(log_probs[i - 1, ids[i]]) for i in answer) / len(answer)
+    plain, with_term = (RewardObjective(0.1, sft)(model, batch) for sft in (0.0, 0.5))
+    assert float(with_term.metrics["nll_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float((with_term.sum - plain.sum).detach()) == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("sft", [0.0, 0.5])
 def test_pieces_add_up_to_the_whole_and_the_whole_model_learns(
-    model: LM, packed: tuple[list[Preference], Batch]
+    model: LM, packed: tuple[list[Preference], Batch], sft: float
 ) -> None:
     _, batch = packed
-    objective = RewardObjective(0.01)
+    objective = RewardObjective(0.01, sft)
     model.zero_grad()
     objective(model, batch).sum.backward()
     whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

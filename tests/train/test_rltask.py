@@ -112,9 +112,15 @@ def test_the_reward_model_scores_the_conversation_and_the_value_model_starts_fro
     assert "rewards/model/mean" in records(tmp_path, "ppo", "step")[0]
 
 
-def test_a_policy_with_adapters_learns_too(home: Path, tmp_path: Path) -> None:
-    run_stage(recipe("grpo", home, tmp_path, lora={"rank": 2}))
-    assert (tmp_path / "grpo" / "adapter").exists() and (tmp_path / "grpo" / "model" / "model.safetensors").exists()
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_policy_with_adapters_learns_too(home: Path, tmp_path: Path, stage: str) -> None:
+    run_stage(recipe(stage, home, tmp_path, lora={"rank": 2}))
+    assert (tmp_path / stage / "adapter").exists()
+    before, after = (load_file(f / "model.safetensors") for f in (home / "parent", tmp_path / stage / "model"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("_proj" in name for name in moved), "the matrices with adapters, and nothing else"
+    first = records(tmp_path, stage, "step")[0]
+    assert first["ratio" if stage == "grpo" else "val/ratio"] == 1.0
 
 
 # --- rewards ---------------------------------------------------------------------------------------------------------
@@ -165,7 +171,8 @@ def test_a_score_of_the_reward_model_is_that_of_the_rendered_conversation(home: 
     ("more", "said"),
     [
         ({"train": {"epochs": None, "tokens": 1e4}}, "counts in passes over its prompts"),
-        ({"train": {"dropout": 0.1}}, "train.dropout must be 0 in grpo"),
+        ({"train": {"dropout": 0.1}}, "dropout must be 0 in grpo"),
+        ({"lora": {"dropout": 0.1}}, "lora.dropout must be 0 in grpo"),
         ({"train": {"compile": True}}, "leave train.compile at auto"),
         ({"train": {"parallel": "fsdp"}}, "use train.parallel=ddp"),
         ({"parts": {"sums": {"files": ["sums.jsonl"], "format": "text"}}}, "needs a part with prompts"),

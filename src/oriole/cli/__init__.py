@@ -26,6 +26,9 @@ __all__ = ["app", "load_recipe", "main"]
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
 """The stages of a run, in the order in which they follow one another."""
 
+DEMO = ("pretrain", "sft", "dpo")
+"""The stages of `oriole demo`, in minutes on a CPU."""
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 app = new_app("oriole", "Train your own bilingual (Chinese + English) chat model from scratch, and talk to it.")
@@ -82,10 +85,11 @@ def _top(
     epilog="Example: oriole demo   (a second call goes on where the first was stopped; run=FOLDER for another place)"
 )
 def demo(settings: Settings = None) -> None:
-    """The whole story on the built-in bilingual corpus: tokenizer, pretraining, fine-tuning, evaluation, report."""
+    """The whole story on the built-in bilingual corpus: tokenizer, pretraining, fine-tuning, preferences, evaluation,
+    report. `oriole run demo` goes on to a reward model, PPO and GRPO."""
     from oriole.log import say
 
-    recipes = load_recipes("demo", settings or [])
+    recipes = [recipe for recipe in load_recipes("demo", settings or []) if recipe.stage in DEMO]
     if not _run(recipes):
         return
     run = recipes[0].run
@@ -114,9 +118,26 @@ def run(
     settings: Settings = None,
 ) -> None:
     """Train all stages of a folder in order, skipping finished ones; then write the run's report."""
-    loaded = load_recipes(recipes, settings or [])
+    loaded = [recipe for recipe in load_recipes(recipes, settings or []) if not left_out(recipe)]
     if _run(loaded):
         _report(loaded[0].run)
+
+
+def left_out(recipe: "Recipe") -> bool:
+    """Whether a stage is not needed and its files are not there, which is said."""
+    from oriole.errors import DataError
+    from oriole.log import say
+    from oriole.text.formats import expand
+
+    if not recipe.optional or recipe.data == "builtin":
+        return False
+    for part in recipe.trained.values():
+        try:
+            expand(part.files, Path(recipe.data))
+        except DataError as error:
+            say(f"{recipe.stage} is left out: {error}", "yellow")
+            return True
+    return False
 
 
 def _run(recipes: Sequence["Recipe"]) -> bool:

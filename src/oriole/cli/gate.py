@@ -130,7 +130,7 @@ def _of_parts(recipe: Recipe, root: Path) -> Iterator[dict[str, Any]]:
     for part in recipe.parts.values():
         if (kind := recipe.format_of(part)) in ("preference", "prompt"):
             for prompt in read_prompts(expand(part.val or part.files, root), skip_bad=skipped):
-                if part.val or held_out(_key(prompt.messages), recipe.eval.holdout):
+                if part.val or held_out(_key(prompt.messages), recipe.eval.holdout_pairs):
                     known = prompt.answers if kind == "prompt" else ()
                     yield from _question(prompt.messages, prompt.source, prompt.lang, known)
 

@@ -66,7 +66,7 @@ def plan(
         from oriole.train.accelerators import parse_cluster
 
         cluster = parse_cluster(keys.device)
-    recipes = _recipes(recipe, [s for s in settings or [] if s not in own], cluster)
+    recipes = _plannable(_recipes(recipe, [s for s in settings or [] if s not in own], cluster))
     with tempfile.TemporaryDirectory() as scratch:
         plans = [_plan_stage(name, one, recipes, keys, cluster, Path(scratch)) for name, one in recipes.items()]
     if as_json:
@@ -88,6 +88,22 @@ def _recipes(name: str, settings: Sequence[str], cluster: "Cluster | None") -> d
 
         return {name: preset_recipe(name, settings, cluster)}
     return {f"{Path(name).name}/{r.stage}": r for r in load_recipes(name, settings)}
+
+
+def _plannable(recipes: dict[str, "Recipe"]) -> dict[str, "Recipe"]:
+    """Those of which can be said beforehand what they take; the others are named."""
+    from oriole.cli import left_out
+    from oriole.log import say
+
+    out = {}
+    for name, recipe in recipes.items():
+        if recipe.stage in ("ppo", "grpo"):
+            say(f"{name} is not planned: how long its answers will be, and take, nobody knows beforehand", "yellow")
+        elif not left_out(recipe):
+            out[name] = recipe
+    if not out:
+        raise ConfigError(f"nothing is left to plan of {', '.join(recipes)}")
+    return out
 
 
 def _plan_stage(

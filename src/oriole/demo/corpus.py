@@ -1,4 +1,4 @@
-"""Writes the built-in corpus: running text, chats, an examination, preferences and documents, in both languages.
+"""Writes the built-in corpus: running text, chats, an examination, preferences, prompts, documents, in two languages.
 
 Held out are a hundredth of the running text, some chats, and preference pairs on questions of the examination.
 """
@@ -70,8 +70,9 @@ class Sizes:
     held_sums: float = 0.1
     held_sentences: float = 0.15
     # the rest, both languages together
-    preference: int = 1500
+    preference: int = 8000
     preference_validation: int = 600  # on questions of the examination
+    prompts: int = 3000  # questions without answers: sums that neither SFT nor the examination asks
     guides: int = 14  # documents in each language
 
 
@@ -180,6 +181,15 @@ def chats(splits: Splits, lang: Lang, seed: int, sizes: Sizes = SIZES) -> tuple[
     return train, exam
 
 
+def new_sums(splits: Splits, asked: Iterable[Example], seed: int, count: int) -> Iterator[Example]:
+    """Questions about sums that nobody has `asked`, the languages in turn, for models that learn from own answers."""
+    rng = random.Random(f"prompts {seed}")
+    pool = numbers.unasked(splits.sums.train, (turn for each in asked for turn in (*each.turns, *each.answers)))
+    for number, each in enumerate(rng.sample([s for s in pool if s.step()], count)):
+        each, lang = numbers.turned(each, rng), LANGS[number % len(LANGS)]
+        yield Example("arithmetic", lang, (numbers.ask(each, lang, rng),), tuple(numbers.answers(each)))
+
+
 def write_corpus(folder: Path, seed: int = 0, sizes: Sizes = SIZES) -> None:
     """Write all files of the corpus into `folder`: the same bytes for the same seed, and all of them or none."""
     folder = Path(folder)
@@ -200,6 +210,7 @@ def _write_all(folder: Path, seed: int, sizes: Sizes) -> None:
     splits = make_splits(seed, sizes)
     train: dict[Lang, list[Example]] = {}
     exams: dict[Lang, list[Example]] = {}
+    asked: list[Example] = []
     for lang in LANGS:
         rows, questions = chats(splits, lang, seed, sizes)
         texts = running_text(splits, rows, lang, seed, sizes)
@@ -208,6 +219,7 @@ def _write_all(folder: Path, seed: int, sizes: Sizes) -> None:
             _jsonl(folder / f"{name}_{lang}.jsonl", ({"text": text, "source": source} for text, source in part))
         exams[lang] = questions
         train[lang] = rows[sizes.sft_validation :]
+        asked += rows
         for name, examples in (("val_sft", rows[: sizes.sft_validation]), ("sft", train[lang])):
             lines = ({"conversations": each.conversation(), "source": each.kind} for each in examples)
             _jsonl(folder / f"{name}_{lang}.jsonl", lines)
@@ -223,6 +235,8 @@ def _write_all(folder: Path, seed: int, sizes: Sizes) -> None:
     _jsonl(folder / "preference.jsonl", preferences.preferences(train, sizes.preference, seed))
     held_out = preferences.preferences(exams, sizes.preference_validation, seed, split="validation ")
     _jsonl(folder / "val_preference.jsonl", held_out)
+    prompts = new_sums(splits, asked, seed, sizes.prompts)
+    _jsonl(folder / "prompts.jsonl", ({"messages": e.prompt(), "source": e.kind, "lang": e.lang} for e in prompts))
 
 
 def _jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:

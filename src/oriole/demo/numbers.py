@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,6 +93,15 @@ _QUESTIONS: dict[Lang, tuple[str, ...]] = {
 
 def ask(each: Sum, lang: Lang, rng: random.Random) -> str:
     return rng.choice(_QUESTIONS[lang]).format(q=each.question)
+
+
+_ASKED = re.compile(r"(\d+)([+-])(\d+)")
+
+
+def unasked(pool: Iterable[Sum], texts: Iterable[str]) -> list[Sum]:
+    """The sums of the pool that stand in none of the texts, in no order of the operands."""
+    asked = {Sum(int(a), sign, int(b)).pair for text in texts for a, sign, b in _ASKED.findall(text)}
+    return [each for each in pool if each.pair not in asked]
 
 
 def answers(each: Sum) -> list[str]:

@@ -130,7 +130,8 @@ class GRPOObjective:
                 per_position = clipped.loss
                 if table.beta > 0:
                     reference = batch.extra["ref_log_probs"].flatten()[batch.rows]
-                    kl = kl_estimate(log_probs, reference, "k3")
+                    # Times the ratio its gradient is that of the KL itself (DeepSeek-V3.2, arXiv:2512.02556, 3.1).
+                    kl = log_ratio.exp() * kl_estimate(log_probs, reference, "k3")
                     per_position = per_position + table.beta * kl
                     metrics["kl"] = kl.detach().sum() * per_token
                 match table.loss:

@@ -209,7 +209,15 @@ def _part_pairs(
     paths = expand(part.val if split == "val" and part.val else part.files, data_root(recipe))
     files = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     limit = 2 * recipe.eval.pairs if split == "val" else None
-    made_from = [split, files, bool(part.val), recipe.eval.holdout, recipe.skip_bad, limit, tokenizer.fingerprint()]
+    made_from = [
+        split,
+        files,
+        bool(part.val),
+        recipe.eval.holdout_pairs,
+        recipe.skip_bad,
+        limit,
+        tokenizer.fingerprint(),
+    ]
     made_from += [row, context, cut]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     folder = recipe.run / "shards" / f"pairs-{name}-{split}-{key}"
@@ -251,7 +259,7 @@ def _split(
     recipe: Recipe, part: Part, paths: Sequence[Path], split: str, skipped: Skipped | None
 ) -> Iterator[Preference]:
     for preference in read_preferences(paths, skip_bad=skipped):
-        if part.val or held_out(prompt_key(preference.prompt), recipe.eval.holdout) == (split == "val"):
+        if part.val or held_out(prompt_key(preference.prompt), recipe.eval.holdout_pairs) == (split == "val"):
             yield preference
 
 

@@ -77,7 +77,7 @@ def _prompts(recipe: Recipe, part: Part, split: str) -> Iterator[Prompt]:
     paths = expand(part.val if split == "val" and part.val else part.files, data_root(recipe))
     skipped = Skipped() if recipe.skip_bad else None
     for prompt in read_prompts(paths, skip_bad=skipped):
-        if part.val or held_out(prompt_key(prompt.messages), recipe.eval.holdout) == (split == "val"):
+        if part.val or held_out(prompt_key(prompt.messages), recipe.eval.holdout_pairs) == (split == "val"):
             yield prompt
     if skipped is not None and skipped.total:
         say(f"{skipped.total:,} bad records skipped, for example: {skipped.examples[0]}", "yellow")

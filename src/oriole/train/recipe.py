@@ -156,7 +156,9 @@ class EvalTable(Config):
     length: int = Field(0, ge=0)
     """Tokens in a window of validation text, which sees nothing before it; 0: as in training."""
     holdout: float = Field(0.005, gt=0, lt=0.5)
-    """Share of documents held out where a part names no validation files."""
+    """Share of documents and chats held out where a part names no validation files."""
+    holdout_pairs: float = Field(0.1, gt=0, lt=0.5)
+    """The same for preference pairs and for prompts, of which there are fewer; all with one prompt go together."""
     pairs: int = Field(500, ge=1)
     """At most this many held-out preference pairs for each part."""
     prompts: tuple[str, ...] = ("今天天气", "从前有一个", "The weather today", "Once upon a time")
@@ -190,6 +192,8 @@ class Recipe(Config):
     recipe, where this run is the very same."""
     skip_bad: bool = False
     """Count records that cannot be read and go on, instead of stopping at the first."""
+    optional: bool = False
+    """`oriole run` leaves the stage out, and says so, where `data` has none of its files."""
     parts: dict[str, Part]
     """The mixture; the names zh and en are reported as languages."""
     tokenizer: TokenizerTable = TokenizerTable()
@@ -280,8 +284,8 @@ class Recipe(Config):
                 f"{self.stage} compares the probabilities of its rollouts with those in training, both computed alike: "
                 "leave train.compile at auto (not compiled) or false"
             )
-        if self.train.dropout > 0:
-            raise ValueError(f"train.dropout must be 0 in {self.stage}: who answered is who learns")
+        if self.train.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
+            raise ValueError(f"train.dropout and lora.dropout must be 0 in {self.stage}: who answered is who learns")
         if self.train.parallel == "fsdp":
             raise ValueError(f"{self.stage} needs the whole policy in each process; use train.parallel=ddp")
 

@@ -31,9 +31,12 @@ SIGMAS = 3.0
 INDIFFERENT = {
     "run", "data", "init", "skip_bad", "track", "reference", "model", "checkpoint", "tokenizer.path", "train.seed",
     "train.device", "train.dtype", "train.compile", "train.resume", "train.log_every", "eval.every", "eval.prompts",
-    "eval.questions",
+    "eval.questions", "gate", "optional",
 }  # fmt: skip
 """Keys of a recipe that change nothing about the curve, or are told by fingerprints instead."""
+
+PREFERENCES = {"reward", "dpo", "distill", "rollout", "ppo", "grpo", "eval.pairs", "eval.holdout_pairs"}
+"""Keys that the stages before the preferences do not read."""
 
 INDIFFERENT_PART = ("files", "val", "shards", "lang")
 
@@ -99,9 +102,10 @@ def identity(
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    flat = _flat({k: v for k, v in recipe.model_dump(mode="json").items() if k not in INDIFFERENT})
+    without = INDIFFERENT | PREFERENCES if recipe.stage in ("pretrain", "sft") else INDIFFERENT
+    flat = _flat({k: v for k, v in recipe.model_dump(mode="json").items() if k not in without})
     own = {f"parts.{part}.{key}" for part in recipe.parts for key in INDIFFERENT_PART}
-    return {key: value for key, value in flat.items() if key not in INDIFFERENT and key not in own}
+    return {key: value for key, value in flat.items() if key not in without and key not in own}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

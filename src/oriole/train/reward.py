@@ -3,10 +3,11 @@
 The whole model trains, from the SFT model's weights; the number is read at the conversation's last token, which has
 seen all the others. What is minimised for a pair is
 
-    -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2
+    -log sigmoid(r_chosen - r_rejected - margin) + centre (r_chosen + r_rejected)^2 - sft log p(chosen) / tokens
 
 (Bradley and Terry 1952; the margin: Touvron et al. 2023, eq. 2; the centring: Eisenstein et al. 2023), as in TRL's
-RewardTrainer, whose names the figures have.
+RewardTrainer, whose names the figures have; the last term, by the embedding as the language model's head: Yang et al.
+2024 (arXiv:2406.10216).
 """
 
 import itertools
@@ -28,7 +29,8 @@ from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer
 from oriole.train import dist
 from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import Loss
+from oriole.train.dpo import places, side_sums
+from oriole.train.objectives import Loss, token_log_probs
 from oriole.train.pairs import PairPacker, Pairs, make_pairs, mixed, pair_batches
 from oriole.train.recipe import Recipe
 from oriole.train.rewardfigures import figures, rounded
@@ -38,6 +40,9 @@ __all__ = ["RewardObjective", "ScoredPairs", "at_ends", "build", "measure", "rew
 
 MARGIN = "margin"
 """Under this name a batch holds how much better the chosen side is."""
+
+ANSWER = "answer"
+"""Under this name a batch holds the next token where it is one of a chosen answer, else IGNORE."""
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -62,8 +67,8 @@ def scores(model: LM, h: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 class RewardObjective:
     """`reward_loss` over the pairs of a batch of `ScoredPairs`."""
 
-    def __init__(self, centre: float) -> None:
-        self.centre = centre
+    def __init__(self, centre: float, sft: float = 0.0) -> None:
+        self.centre, self.sft = centre, sft
 
     def weight(self, batch: Batch) -> Tensor:
         """Pairs of the batch, 0-dim int64."""
@@ -85,32 +90,51 @@ class RewardObjective:
                 "mean_reward": (chosen + rejected).sum() / 2,
                 "max_reward": pairs * torch.maximum(chosen, rejected).max(),
             }
+        if self.sft:
+            nll = answer_nll(model, out.h, batch)
+            loss = loss + self.sft * nll
+            metrics["nll_loss"] = nll.detach()
         return Loss(loss + out.aux * pairs, metrics)
+
+
+def answer_nll(model: LM, h: Tensor, batch: Batch) -> Tensor:
+    """The sum over pairs of minus the log-prob per token of the chosen answer, of h (B, T, D)."""
+    answer = batch.extra[ANSWER].flatten()
+    there = answer != IGNORE
+    # All positions, as asking a GPU how many there are would wait for it.
+    log_probs, _ = token_log_probs(h.flatten(0, 1), model.embedding.weight, answer.clamp(min=0))
+    at = places(batch).flatten()
+    total, tokens = (side_sums(batch, x, at) for x in (torch.where(there, log_probs, 0.0), there.to(log_probs.dtype)))
+    return -(total / tokens.clamp(min=1)).sum()
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
 
 
-def at_ends(batch: Batch) -> Batch:
+def at_ends(batch: Batch, *, answers: bool = False) -> Batch:
     """The batch with a target at the last token of each document and nowhere else: 0 for a chosen side, 1 for a
-    rejected one. `Batch.rows` are then the ends of the sides, pair by pair."""
+    rejected one. `Batch.rows` are then the ends of the sides, pair by pair. With `answers` it remembers what the chosen
+    sides' targets were, as extra `ANSWER`."""
     following = F.pad(batch.doc[:, 1:], (0, 1), value=-1)
     ends = (batch.doc >= 0) & (following != batch.doc)
-    return Batch(batch.tokens, torch.where(ends, batch.doc.long() % 2, IGNORE), batch.doc, batch.pos, extra=batch.extra)
+    kept = {ANSWER: torch.where(batch.doc % 2 == 0, batch.targets, IGNORE)} if answers else {}
+    targets = torch.where(ends, batch.doc.long() % 2, IGNORE)
+    return Batch(batch.tokens, targets, batch.doc, batch.pos, extra={**batch.extra, **kept})
 
 
 @final
 class ScoredPairs:
     """The batches of a `PairPacker`, with targets where a reward is read."""
 
-    def __init__(self, packer: PairPacker) -> None:
-        self.packer = packer
+    def __init__(self, packer: PairPacker, *, answers: bool = False) -> None:
+        """`answers` as in `at_ends`."""
+        self.packer, self.answers = packer, answers
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        return at_ends(next(self.packer))
+        return at_ends(next(self.packer), answers=self.answers)
 
     def state_dict(self) -> dict[str, Any]:
         """The packer's."""
@@ -138,7 +162,13 @@ def with_reward_head(lm: LM) -> LM:
 def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     """The stage, with its pairs encoded where they are not yet."""
     _refuse(recipe)
-    model = with_reward_head(model_for(recipe, tokenizer, init))
+    parent = model_for(recipe, tokenizer, init)
+    if recipe.reward.sft and not parent.config.tie_embeddings:
+        raise ConfigError(
+            "reward.sft needs the language model's head, which a reward model has only where it is tied to the "
+            "embedding; the parent's is not: leave reward.sft out"
+        )
+    model = with_reward_head(parent)
     model.set_dropout(recipe.train.dropout)
     train, val = make_pairs(recipe, tokenizer, context=model.config.context, cut=False, whole=True)
     parts, shares = mixed(recipe, train, whole=True)
@@ -158,8 +188,8 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     return Task(
         lm=model,
         model=model,
-        objective=RewardObjective(recipe.reward.centre),
-        data=ScoredPairs(packer()),
+        objective=RewardObjective(recipe.reward.centre, recipe.reward.sft),
+        data=ScoredPairs(packer(), answers=recipe.reward.sft > 0),
         steps=_steps(recipe, packer(), sum(map(len, parts))),
         evaluate=lambda step: measure(recipe, model, held_out, step),
         save=save,

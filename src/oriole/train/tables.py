@@ -20,6 +20,9 @@ class RewardTable(Config):
 
     centre: float = Field(0.01, ge=0)
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards around zero (Eisenstein et al. 2023); 0: none."""
+    sft: float = Field(0.0, ge=0)
+    """Weight of an SFT term beside the loss, minus the chosen side's log-prob per token by the head that the parent
+    had: the body keeps what it knows, and judges better what it has not seen (Yang et al. 2024, section 3)."""
 
 
 class DistillTable(Config):
@@ -155,7 +158,7 @@ class GRPOTable(Config):
     epochs: int = Field(1, ge=1)
     """Passes over the answers of a rollout."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the parent: k3, with gradient (grpo); k1, as part of the reward (rloo)."""
+    """Weight of the KL to the parent: k3 times the ratio, with gradient (grpo); k1, as part of the reward (rloo)."""
     clip: float = Field(0.2, gt=0, lt=1)
     """How far below 1 the ratio of new to old probability is followed."""
     clip_high: float | None = Field(None, gt=0)
