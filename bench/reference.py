@@ -1,6 +1,6 @@
 """The curves that a recipe is expected to follow, from finished runs of it with several seeds.
 
-    oriole run demo run=runs/seed1 train.seed=1          (and 2, and 3)
+    oriole train demo/pretrain run=runs/seed1 train.seed=1          (then demo/sft; and 2, and 3)
     python -m bench.reference out=src/oriole/recipes/demo/reference.json runs/seed1 runs/seed2 runs/seed3
 
 A run of the same recipe then says at each evaluation whether it goes as expected, and its report shows the band. At

@@ -193,7 +193,7 @@ class Recipe(Config):
     skip_bad: bool = False
     """Count records that cannot be read and go on, instead of stopping at the first."""
     optional: bool = False
-    """`oriole run` leaves the stage out, and says so, where `data` has none of its files."""
+    """`oriole run` leaves the stage out, and says so, where `data` lacks the files of one of its trained parts."""
     parts: dict[str, Part]
     """The mixture; the names zh and en are reported as languages."""
     tokenizer: TokenizerTable = TokenizerTable()
