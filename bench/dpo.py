@@ -6,7 +6,7 @@
 A step is an optimizer step on `pairs` pairs: ours packed into rows of `row` positions, TRL's padded, `batch` pairs at a
 time, as its collator does it. The policy starts from the same weights and is updated by fused AdamW in bf16 autocast on
 every side; TRL's gradient checkpointing and our `recompute` are on or off together. All sides take turns in one
-process; peak memory is that of a process of its own for each. Reference log-probs that are computed beforehand are not
+process; peak memory is the median of three processes of their own for each. Reference log-probs that are computed beforehand are not
 timed on either side. Needs TRL: `make test-peers` makes the environment.
 """
 
@@ -57,6 +57,8 @@ def main() -> None:
         return
     pairs, shape = _pairs(chosen)
     tokens = sum(2 * len(p["prompt_ids"]) + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)
+    # Before this process grows: beside a large one the same step came out up to a third larger.
+    memory = _memory()
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as scratch:
         steps = {side: _side(side, chosen, pairs, shape, Path(scratch)) for side in SIDES}
@@ -69,15 +71,15 @@ def main() -> None:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 seconds[side].append(time.perf_counter() - start)
-    memory = {side: _memory(side) for side in SIDES}
     result = {
         "seconds": seconds,
         "tokens_per_step": tokens,
         "positions": {"oriole": _rows_of(pairs, chosen) * int(chosen["row"]), "trl": _padded(pairs, chosen)},
         "tokens_per_second": {side: tokens / statistics.median(samples) for side, samples in seconds.items()},
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": {side: statistics.median(samples) for side, samples in memory.items()},
+        "peak_memory_samples": memory,
         "ratio": {side: ratio(seconds["oriole"], seconds[side]) for side in SIDES[1:]},
-        "memory_ratio": {side: memory["oriole"] / memory[side] for side in SIDES[1:] if memory[side]},
+        "memory_ratio": {side: ratio(memory[side], memory["oriole"]) for side in SIDES[1:]},
         "trl": _version(),
     }
     save("dpo", chosen, result, str(chosen["json"]) or None)
@@ -98,7 +100,7 @@ def _show(result: dict[str, Any], chosen: dict[str, Any]) -> None:
             f"{result['tokens_per_second'][side]:,.0f}",
             f"{result['peak_memory_bytes'][side] / 1e6:,.0f}",
             f"{faster['median']:.2f} ({faster['low']:.2f} … {faster['high']:.2f})" if faster else "",
-            f"{memory:.2f}" if memory else "",
+            f"{memory['median']:.2f} ({memory['low']:.2f} … {memory['high']:.2f})" if memory else "",
         )
     Console().print(table)
     where = result["positions"]
@@ -248,6 +250,8 @@ def _trl(
     rows = [trainer.train_dataset[i] for i in range(len(pairs))]
     optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     model = trainer.model.train().to(device)
+    if chosen["recompute"]:  # the trainer would do so at the start of train()
+        model.gradient_checkpointing_enable()
 
     def step() -> None:
         for group in _groups(rows, int(chosen["batch"])):
@@ -271,12 +275,16 @@ def _version() -> str:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def _memory(side: str) -> int:
-    """Peak bytes of three steps of one side in a process of its own, beyond what it had after its imports."""
+def _memory() -> dict[str, list[float]]:
+    """Peak bytes of three steps of each side in processes of their own, beyond what these had after their imports."""
     words = [word for word in sys.argv[1:] if not word.startswith(("json=", "only="))]
-    command = [sys.executable, "-m", "bench.dpo", *words, f"only={side}"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(json.loads(out.strip().splitlines()[-1])["peak_memory_bytes"])
+    out: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(3):
+        for side, samples in out.items():
+            command = [sys.executable, "-m", "bench.dpo", *words, f"only={side}"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            samples.append(float(json.loads(said.strip().splitlines()[-1])["peak_memory_bytes"]))
+    return out
 
 
 def _alone(chosen: dict[str, Any]) -> int:

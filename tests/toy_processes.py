@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy_training import VOCAB, Counting, Records, digest, model, trainer
 
+from oriole.config import validate
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
 from oriole.model.lm import LM
 from oriole.train import dist
@@ -20,6 +21,8 @@ from oriole.train.batch import Batch, Packer
 from oriole.train.loop import Trainer
 from oriole.train.objectives import LMObjective, Loss
 from oriole.train.optim import Kind, OptimConfig
+from oriole.train.recipe import Recipe
+from oriole.train.stage import run_stage
 
 STEPS = 20
 
@@ -175,6 +178,16 @@ def compiled(folder: Path) -> dict[str, Any]:
         found[f"{kind} compiled"] = made.gradients.compiled
         found[f"{kind} evaluations"] = [r["bpb"]["en"] for r in made.metrics.of("eval")]  # type: ignore[attr-defined]
     return found
+
+
+def preferences(folder: Path) -> dict[str, Any]:
+    """The stages whose recipes lie in the folder as JSON; what each ended with."""
+    out: dict[str, Any] = {}
+    for stage in ("reward", "dpo", "grpo", "ppo"):
+        table = json.loads((folder / f"{stage}.json").read_text())
+        done = run_stage(validate(Recipe, table, "toy"))
+        out[stage] = {key: done[key] for key in ("steps", "tokens", "loss") if key in done}
+    return out
 
 
 def fails(folder: Path) -> dict[str, Any]:

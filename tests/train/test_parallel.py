@@ -12,10 +12,16 @@ from typing import Any
 import pytest
 import torch
 from toy_processes import STEPS, losses, make
+from toy_rl import SHAPE, tokenizer
 
+from oriole.config import validate
 from oriole.errors import ConfigError
+from oriole.model.folder import load_model, load_reward_model, save_model
+from oriole.model.lm import LM
 from oriole.train import dist
 from oriole.train.batch import Batch
+from oriole.train.recipe import Recipe
+from oriole.train.stage import run_stage
 
 pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that may be busy
 
@@ -175,6 +181,60 @@ def test_the_command_under_torchrun_stops_by_sigterm_and_goes_on(tmp_path: Path)
     assert [r["processes"] for r in records if r["event"] == "start"] == [2, 2]
     assert (run / "pretrain" / "model" / "model.safetensors").exists()
     assert records[-1]["bpb"]["en"] < records[-1]["bpb_before"]["en"]
+
+
+# --- the stages of preferences ----------------------------------------------------------------------------------------
+
+
+PARTS: dict[str, Any] = {
+    "reward": {"pairs": {"files": ["pairs.jsonl"], "val": ["pairs.jsonl"]}},
+    "dpo": {"pairs": {"files": ["pairs.jsonl"], "val": ["pairs.jsonl"]}},
+    "grpo": {"sums": {"files": ["sums.jsonl"], "val": ["sums.jsonl"]}},
+    "ppo": {"sums": {"files": ["sums.jsonl"], "val": ["sums.jsonl"]}},
+}
+
+
+def table(stage: str, home: Path, run: Path) -> dict[str, Any]:
+    """A recipe of four steps or so."""
+    return {
+        "stage": stage, "run": str(run), "data": str(home), "init": str(home / "parent"), "parts": PARTS[stage],
+        "rollout": {"prompts": 4, "max_new_tokens": 4, "rewards": {"format": 1.0, "language": 0.5}, "eval_prompts": 4},
+        "grpo": {"group": 2, "epochs": 2, "beta": 0.1},
+        "ppo": {"epochs": 2},
+        "train": {"epochs": 0.4, "batch_size": 4, "length": 64, "device": "cpu", "dtype": "fp32", "lr": 1e-2,
+                  "compile": False, "log_every": 1},
+        "eval": {"tokens": 256, "prompts": []},
+    }  # fmt: skip
+
+
+def losses_of(run: Path, stage: str) -> list[float]:
+    lines = (run / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if record["event"] == "step"]
+
+
+def test_one_process_equals_two_in_every_stage(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    save_model(LM(SHAPE), tmp_path / "parent", chat=True)
+    tokenizer().save(tmp_path / "parent", chat=True)
+    sums = [{"prompt": f"{a}+{b}=?", "response": str(a + b)} for a in range(4) for b in range(5)]
+    pairs = [{"prompt": s["prompt"], "chosen": s["response"], "rejected": f"{i} no"} for i, s in enumerate(sums * 2)]
+    for name, records in (("sums", sums), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for stage in PARTS:
+        (tmp_path / f"{stage}.json").write_text(json.dumps(table(stage, tmp_path, tmp_path / "two")))
+        run_stage(validate(Recipe, table(stage, tmp_path, tmp_path / "one"), "toy"))
+
+    first, second = found("preferences", tmp_path)
+    assert first == second and set(first) == set(PARTS)
+    for stage in PARTS:
+        one, two = losses_of(tmp_path / "one", stage), losses_of(tmp_path / "two", stage)
+        assert len(one) > 2 and two == pytest.approx(one, rel=1e-4, abs=1e-5), stage
+        load = load_reward_model if stage == "reward" else load_model
+        weights = [dict(load(tmp_path / run / stage / "model").named_parameters()) for run in ("one", "two")]
+        moved = dict(load_model(tmp_path / "parent").named_parameters())
+        for name, parameter in weights[0].items():
+            torch.testing.assert_close(weights[1][name], parameter, rtol=1e-3, atol=1e-4)
+            assert name not in moved or not torch.equal(moved[name], parameter), name
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
