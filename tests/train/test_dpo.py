@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from oriole.apps.inspect import InspectConfig
+from oriole.cli.inspect import inspect
 from oriole.config import validate
 from oriole.errors import ConfigError, DataError, ModelError
 from oriole.model.config import ModelConfig
@@ -321,6 +323,15 @@ def test_training_learns_what_is_preferred_and_says_so_by_trls_names(trained: Pa
     assert names | {"rewards/margins", "rewards/accuracies", "entropy", "mean_token_accuracy"} <= steps[-1].keys()
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=0.1)  # not exactly: the policy has dropout
     assert (trained / "dpo" / "model" / "chat_template.jinja").exists()
+
+
+def test_the_pairs_of_a_run_can_be_looked_at(trained: Path) -> None:
+    made = inspect(trained, InspectConfig(rows=1))
+    assert [part["name"] for part in made["parts"]] == ["pairs"], "not what is only measured"
+    better, worse, *_ = made["batch"]["rows"][0]["documents"]
+    said = [{kind: text for kind, text in side["spans"] if kind == "trained"} for side in (better, worse)]
+    assert said[0]["trained"].endswith("yes") and said[1]["trained"].endswith("no")
+    assert made["batch"]["batch_size"] == 2 and made["batch"]["length"] == 128
 
 
 def test_epochs_are_epochs(trained: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from toy_rl import SHAPE, tokenizer
 
+from oriole.apps.inspect import InspectConfig
+from oriole.cli.inspect import inspect
 from oriole.config import to_toml, validate
 from oriole.errors import ConfigError, DataError, ModelError
 from oriole.log import console
@@ -82,6 +84,8 @@ def test_a_stage_trains_saves_the_policy_alone_and_reports(home: Path, tmp_path:
     assert low <= last["reward_gain"] <= high and "clipped_ratio" in last
     assert validate(Recipe, made.model_dump(mode="json"), "again") == made and "[rollout.rewards]" in to_toml(made)
     assert run_stage(made) == done  # finished
+    (part,) = inspect(tmp_path, InspectConfig())["parts"]
+    assert part["name"] == "sums" and part["total"]["documents"] == 20, "what it is asked, not what is only measured"
     with pytest.raises(ConfigError, match="rollout differ"):
         run_stage(recipe(stage, home, tmp_path, ppo={"epochs": 2}, rollout={"temperature": 0.5}))
 

@@ -21,7 +21,7 @@ from oriole.text.kinds import READERS, RecordKind
 from oriole.text.paths import Skipped
 from oriole.text.records import Doc
 from oriole.text.shards import Shards
-from oriole.text.template import Chat, Message, Preference
+from oriole.text.template import Chat, Message, Preference, Prompt
 from oriole.text.tokenizer import RESERVED, Tokenizer
 from oriole.text.validate import validate_chat
 
@@ -245,7 +245,7 @@ def _general(problem: str) -> str:
 
 def _messages(record: Any) -> Sequence[Message]:
     match record:
-        case Chat():
+        case Chat() | Prompt():
             return record.messages
         case Preference():
             return (*record.prompt, *record.chosen, *record.rejected)
@@ -268,6 +268,8 @@ def record_dict(record: Any) -> dict[str, Any]:
             return {"text": record.text[:4000]}
         case Chat():
             return {"messages": dicts(record.messages)}
+        case Prompt():
+            return {"messages": dicts(record.messages), "answers": list(record.answers)}
         case Preference():
             return {key: dicts(getattr(record, key)) for key in ("prompt", "chosen", "rejected")}
         case _:

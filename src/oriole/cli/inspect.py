@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oriole.apps.inspect import SCHEMA, InspectConfig, Records, batch_preview, describe_shards
 from oriole.errors import DataError
@@ -15,6 +15,9 @@ from oriole.text.paths import expand
 from oriole.text.shards import Shards, View
 from oriole.text.tokenizer import Tokenizer
 from oriole.text.writer import Writer
+
+if TYPE_CHECKING:
+    from oriole.train.recipe import Recipe
 
 __all__ = ["inspect"]
 
@@ -80,7 +83,7 @@ def _tokenizer_of(path: Path, config: InspectConfig) -> Tokenizer:
 
 def _of_run(run: Path, config: InspectConfig) -> dict[str, Any]:
     from oriole.config import read_toml, validate
-    from oriole.train.prepare import part_of, weighted
+    from oriole.train.prepare import data_root, part_of, weighted
     from oriole.train.recipe import Recipe
 
     stages = [stage for stage in STAGES if (run / stage / "recipe.toml").exists()]
@@ -95,15 +98,21 @@ def _of_run(run: Path, config: InspectConfig) -> dict[str, Any]:
             "seed": recipe.train.seed if config.seed is None else config.seed,
         }
     )
-    tok = load_tokenizer(config.tokenizer or run)
+    own = run if (run / "tokenizer").exists() else run / stage / "model"  # of a parent that lies elsewhere
+    tok = load_tokenizer(config.tokenizer or own)
+    what = f"run, stage {stage}"
+    if recipe.stage in ("ppo", "grpo"):  # they have prompts and make the rest themselves
+        files = {name: expand(part.files, data_root(recipe)) for name, part in recipe.trained.items()}
+        return _made(run, what, tok, [{"name": name, **_prompts(paths, config)} for name, paths in files.items()], None)
+    prefix = "pairs" if recipe.stage in ("reward", "dpo") else stage
     shards = {
-        name: Shards.open(part.shards) if part.shards else _newest(run, stage, name)
-        for name, part in recipe.parts.items()
+        name: Shards.open(part.shards) if part.shards else _newest(run, prefix, name)
+        for name, part in recipe.trained.items()
     }
-    weights = {name: part.weight for name, part in recipe.parts.items()}
+    weights = {name: part.weight for name, part in recipe.trained.items()}
     total = sum(weights.values())
     parts = []
-    for name, part in recipe.parts.items():
+    for name, part in recipe.trained.items():
         made = describe_shards(shards[name], tok, config.length or LENGTH, config.samples)
         if part.lang:  # a part of a packed folder: of what was counted its rows remain
             made = {
@@ -112,9 +121,32 @@ def _of_run(run: Path, config: InspectConfig) -> dict[str, Any]:
                 "samples": [],
             }
         parts.append({"name": name, "share": weights[name] / total, **made})
-    used = {name: part_of(part, shards[name]) for name, part in recipe.parts.items()}
     title = f"The first batch of {stage}"
-    return _made(run, f"run, stage {stage}", tok, parts, _batch(*weighted(recipe, used), tok, config, title))
+    if prefix == "pairs":
+        return _made(run, what, tok, parts, _batch_of_pairs(recipe, shards, tok, config, title))
+    used = {name: part_of(part, shards[name]) for name, part in recipe.parts.items()}
+    return _made(run, what, tok, parts, _batch(*weighted(recipe, used), tok, config, title))
+
+
+def _prompts(paths: list[Path], config: InspectConfig) -> dict[str, Any]:
+    records = Records("prompt", config.samples, config.limit)
+    for _ in records.read(paths):
+        pass
+    return records.describe()
+
+
+def _batch_of_pairs(
+    recipe: "Recipe", shards: Mapping[str, Shards], tok: Tokenizer, config: InspectConfig, title: str
+) -> dict[str, Any] | None:
+    """As `_batch`: both sides of a pair, the better one first, stand in one row."""
+    if not config.rows:
+        return None
+    from oriole.train.pairs import PairPacker, mixed
+
+    assert config.seed is not None and config.batch_size is not None and config.length is not None
+    pairs, shares = mixed(recipe, shards, whole=recipe.stage == "reward")
+    packer = PairPacker(pairs, shares, config.seed, config.batch_size, config.length)
+    return {"title": title, **batch_preview(packer, tok, config.rows)}
 
 
 def _newest(run: Path, stage: str, part: str) -> Shards:

@@ -53,8 +53,8 @@ def _rejections(
     if example.kind == "unknown":
         rude = "别烦我。" if example.lang == "zh" else "Leave me alone."
         return [rude, rng.choice([each for each in pool if each.kind == "fact"]).answers[0]]
-    # As often the worse side as the better one: of a model that mostly hears it is wrong, nobody learns what it does not
-    # know (docs/log.md).
+    # As often the worse side as the better one: a model that mostly hears that it is wrong stops saying so where it is
+    # right (docs/log.md).
     if example.kind != "greeting" and rng.random() < 0.3:
         out.append(DONT_KNOW[example.lang][0])
     same = [each for each in pool if each.kind == example.kind and len(each.turns) == len(example.turns)]

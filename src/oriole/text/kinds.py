@@ -7,22 +7,24 @@ from typing import Any, Literal
 from oriole.errors import DataError
 from oriole.text import pairs
 from oriole.text.chatrows import spoken
-from oriole.text.formats import read_chats, read_docs, read_feedback, read_preferences
+from oriole.text.formats import read_chats, read_docs, read_feedback, read_preferences, read_prompts
 from oriole.text.paths import Skipped, file_kind
 from oriole.text.records import Doc, Feedback
-from oriole.text.template import Chat, Preference
+from oriole.text.template import Chat, Preference, Prompt
 
 __all__ = ["READERS", "RecordKind", "find_kind", "read_texts"]
 
-RecordKind = Literal["text", "chat", "preference", "feedback"]
+RecordKind = Literal["text", "chat", "preference", "feedback", "prompt"]
 
 READERS: dict[RecordKind, Callable[..., Iterable[Any]]] = {
     "chat": read_chats,
     "text": read_docs,
     "preference": read_preferences,
     "feedback": read_feedback,
+    "prompt": read_prompts,
 }
-"""Chats before text: of `{"text"}` only what shows roles can be read as chats, but all of it as text."""
+"""Chats before text: of `{"text"}` only what shows roles can be read as chats, but all of it as text. Prompts last: all
+chats can be read as prompts."""
 
 
 def find_kind(path: Path) -> RecordKind:
@@ -64,5 +66,7 @@ def read_texts(paths: Sequence[Path], skip_bad: Skipped | None = None) -> Iterat
                 case Preference():
                     said = (*record.prompt, *record.chosen, *record.rejected)
                     yield Doc(spoken(said), record.lang, record.source)
+                case Prompt():
+                    yield Doc(spoken(record.messages), record.lang, record.source)
                 case Feedback():
                     yield Doc(spoken((*record.prompt, *record.completion)), record.lang, record.source)
