@@ -96,12 +96,11 @@ def test_grpo_lifts_held_out_arithmetic(parent: Path, tmp_path: Path, seed: int)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ppo_keeps_near_its_parent_and_loses_no_reward(
+def test_ppo_raises_the_held_out_reward_near_its_parent(
     parent: Path, reward_model: Path, tmp_path: Path, seed: int
 ) -> None:
     last, _ = trained(
         parent, tmp_path, "ppo", seed, f"rollout.reward_model={reward_model}", f"gate.reward_model={reward_model}"
     )
-    # Of the three seeds measured two gained significantly (docs/results.md).
-    assert last["reward_gain_interval"][1] > 0
-    assert read_stage(tmp_path / "ppo").last("step")["objective/kl"] <= 1.0, "the recipe's target"
+    assert last["reward_gain_interval"][0] > 0
+    assert read_stage(tmp_path / "ppo").last("step")["objective/kl"] <= 1.5, "the recipe's target"
