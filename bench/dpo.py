@@ -6,8 +6,8 @@
 A step is an optimizer step on `pairs` pairs: ours packed into rows of `row` positions, TRL's padded, `batch` pairs at a
 time, as its collator does it. The policy starts from the same weights and is updated by fused AdamW in bf16 autocast on
 every side; TRL's gradient checkpointing and our `recompute` are on or off together. All sides take turns in one
-process; peak memory is the median of three processes of their own for each. Reference log-probs that are computed beforehand are not
-timed on either side. Needs TRL: `make test-peers` makes the environment.
+process; peak memory is the median of three processes of their own for each. Reference log-probs that are computed
+beforehand are not timed on either side. Needs TRL: `make test-peers` makes the environment.
 """
 
 import json
