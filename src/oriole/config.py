@@ -19,6 +19,9 @@ __all__ = ["Config", "apply_overrides", "load", "parse_overrides", "read_toml", 
 
 T = TypeVar("T", bound="Config")
 
+NAMED = ("model",)
+"""Tables that may be given as the name of a preset; a dotted key then changes that preset."""
+
 
 class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, a docstring under each field."""
@@ -77,6 +80,8 @@ def apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> None:
         table = data
         for name in parents:
             child = table.setdefault(name, {})
+            if name in NAMED and isinstance(child, str):
+                child = table[name] = {"preset": child}
             if not isinstance(child, dict):
                 raise ConfigError(f"{dotted}: '{name}' is a value ({child!r}), not a table; set {name}=… instead")
             table = child
@@ -101,7 +106,10 @@ def _explain(cls: type[Config], error: Any, where: str) -> str:
         return f"{where}: unknown key '{key}'; {hint}"
     if error["type"] == "missing":
         return f"{where}: '{key}' is missing; add it to the recipe or pass {key}=…"
-    return f"{where}: {key} = {error['input']!r}: {error['msg'].lower()}"
+    problem = error["msg"].removeprefix("Value error, ")
+    # A rule of the whole table would have to show all of it; what it says names the keys.
+    given = f"{key} = {error['input']!r}: " if key else ""
+    return f"{where}: {given}{problem[:1].lower()}{problem[1:]}"
 
 
 def _field_names(cls: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -1,14 +1,16 @@
 """The shape of a model, what it costs, and the presets. Imports no torch: a plan needs numbers only."""
 
 import difflib
-from typing import Any, Literal, get_args
+import itertools
+import re
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config, validate
 from oriole.errors import ConfigError
 
-__all__ = ["LORA_TARGETS", "PRESETS", "LoraConfig", "LoraTarget", "ModelConfig", "preset"]
+__all__ = ["LORA_TARGETS", "PRESETS", "Layer", "LoraConfig", "LoraTarget", "ModelConfig", "MoeConfig", "preset"]
 
 
 KEPT = 1024
@@ -16,8 +18,76 @@ KEPT = 1024
 they are computed again, since they would be most of a step's memory."""
 
 
+class Layer(NamedTuple):
+    """What one block is made of; one word of `ModelConfig.pattern`."""
+
+    window: int | None = None
+    """Tokens that a query sees, itself included; None: all before it."""
+    gate: Literal["none", "head", "channel"] = "none"
+    """Sigmoid gate on the output of attention, one number a head or one a channel."""
+    temperature: Literal["none", "query", "length"] = "none"
+    """What the scores are multiplied by: a number made of the query, or of the number of keys."""
+    residual: Literal["none", "scale", "zero"] = "none"
+    """Learned factor of what a branch adds to the residual stream: a number a channel, or one that starts at 0."""
+    experts: bool = False
+    """A mixture of experts instead of the MLP."""
+
+
+_WORD = re.compile(r"[LG][a-z]*")
+_LETTERS: dict[str, tuple[str, Any]] = {
+    "g": ("gate", "head"), "c": ("gate", "channel"), "t": ("temperature", "query"), "s": ("temperature", "length"),
+    "r": ("residual", "scale"), "z": ("residual", "zero"), "e": ("experts", True),
+}  # fmt: skip
+
+
+def _layers(pattern: str, window: int) -> tuple[Layer, ...]:
+    """The words of a pattern; `ValueError` names what is none."""
+    if not pattern or _WORD.sub("", pattern):
+        raise ValueError(
+            f"pattern={pattern!r}: a layer is G (sees everything) or L (sees `window` tokens) and then any of "
+            f"{' '.join(_LETTERS)}; LLLG and Gg are patterns"
+        )
+    out = []
+    for word in _WORD.findall(pattern):
+        chosen: dict[str, Any] = {"window": window if word[0] == "L" else None}
+        for letter in word[1:]:
+            if letter not in _LETTERS:
+                raise ValueError(f"pattern={pattern!r}: no option '{letter}'; there are {' '.join(_LETTERS)}")
+            name, value = _LETTERS[letter]
+            if name in chosen:
+                raise ValueError(f"pattern={pattern!r}: {word} chooses its {name} twice")
+            chosen[name] = value
+        out.append(Layer(**chosen))
+    return tuple(out)
+
+
+class MoeConfig(Config):
+    """The experts of the layers with an `e` in the pattern (Shazeer et al. 2017; as Qwen3-MoE)."""
+
+    experts: int = Field(8, ge=2)
+    """Experts of a layer (E)."""
+    active: int = Field(2, ge=1)
+    """Experts that a token goes through (k)."""
+    ffn_dim: int = Field(0, ge=0)
+    """Hidden width of one expert; 0: the model's ffn_dim / active, so that a token meets as many weights as in a dense
+    layer."""
+    shared_ffn_dim: int = Field(0, ge=0)
+    """Hidden width of an expert that every token goes through as well (Dai et al. 2024); 0: none."""
+    balance: Literal["loss", "bias"] = "loss"
+    """How tokens are spread evenly: by a loss (Fedus et al. 2021, eq. 4) or by biases that move only the choice (Wang
+    et al. 2024)."""
+    balance_weight: float = Field(0.01, ge=0)
+    """Weight of the loss, or how far a bias moves at each step."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "MoeConfig":
+        if self.active > self.experts:
+            raise ValueError(f"active={self.active} of experts={self.experts}: a token cannot go through more than all")
+        return self
+
+
 class ModelConfig(Config):
-    """Shape of a decoder that is exactly Qwen3 (dense), or Llama when `qk_norm` is off."""
+    """Shape of a decoder that is exactly Qwen3 (dense), or Llama when `qk_norm` is off; `pattern` switches on more."""
 
     vocab_size: int = Field(ge=1)
     """Rows of the embedding (V)."""
@@ -45,6 +115,27 @@ class ModelConfig(Config):
     """RMSNorm of each query and key head before the rotation (Qwen3); off is Llama."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights; output projections get init_std / sqrt(2 L)."""
+    pattern: str = "G"
+    """What each layer is, repeated to the number of layers: G sees everything, L the last `window` tokens. Letters
+    after it are options: g a gate on attention per head, c per channel; t a temperature from the query, s from the
+    length; r a learned residual scale, z one that starts at zero; e experts. LLLG: every fourth layer sees all."""
+    window: int = Field(512, ge=1)
+    """Tokens that an L layer sees, the query's own included."""
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    """How rotary positions are stretched for a longer context than the model was trained with."""
+    rope_factor: float = Field(1.0, ge=1)
+    """How many times longer: context / rope_factor is what the model was trained with."""
+    moe: MoeConfig = MoeConfig()
+    """The experts, where the pattern has any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, table: Any) -> Any:
+        """`preset = NAME` in a table stands for that preset's values, which the table's own go before."""
+        if isinstance(table, dict) and "preset" in table:
+            rest = {key: value for key, value in table.items() if key != "preset"}
+            return preset(str(table["preset"])).model_dump() | rest
+        return table
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -52,7 +143,21 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even, because RoPE rotates pairs")
+        _layers(self.pattern, self.window)
         return self
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What each of the L layers is."""
+        return tuple(itertools.islice(itertools.cycle(_layers(self.pattern, self.window)), self.num_layers))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
+        out: dict[str, Any] = {}
+        if any(layer._replace(window=None) != Layer() for layer in self.layers):
+            out["pattern"] = self.pattern
+        return out
 
     def num_params(self) -> int:
         """Parameters in all; a tied head counts once."""
@@ -67,12 +172,15 @@ class ModelConfig(Config):
         """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
 
         A tied head counts once, as the head. The second term is causal attention: 12 L D T for the full square
-        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed. Without `logits`, as in a
-        reward model, there is no head of that size.
+        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed; a layer with a window W < T
+        computes W - W^2 / 2T keys a query instead of T / 2. Without `logits`, as in a reward model, there is no head of
+        that size.
         """
         embeddings = self.vocab_size * self.dim
         matrices = self.num_params() - (0 if self.tie_embeddings else embeddings) - (0 if logits else embeddings)
-        return 6.0 * matrices + 6.0 * self.num_layers * self.num_heads * self.head_dim * length
+        windows = [min(length, layer.window or length) for layer in self.layers]
+        keys = sum(w - w * w / (2 * length) for w in windows)
+        return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
 
     def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
         """Bytes of keys and values for `batch` sequences of `length` tokens."""

@@ -6,6 +6,7 @@ with a reward head is a `Qwen3ForSequenceClassification` of one label: it gives 
 """
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ END_OF_TEXT, END_OF_TURN = 0, 2
 
 CLASSIFIER = "ForSequenceClassification"
 """How transformers calls a model with a score instead of a head for logits."""
+
+_STANDARD = re.compile(r"(attention_norm|mlp_norm|attention\.(qkv|out|q_norm|k_norm)|mlp\.(gate_up|down))\.weight")
+"""Parameters of a block that Qwen3 has."""
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -66,7 +70,8 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
 def to_hf(model: LM) -> dict[str, Tensor]:
     """The model's parameters under their Hugging Face names; fused matrices appear as views of their parts.
 
-    A tied head is left out, as is a value head. A reward model has `score.weight`, and no head for logits.
+    A tied head is left out, as is a value head. A reward model has `score.weight`, and no head for logits. What an
+    option adds to a block keeps its own name, below `model.layers.N`.
     """
     c = model.config
     heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
@@ -88,6 +93,7 @@ def to_hf(model: LM) -> dict[str, Tensor]:
         out[at + "mlp.gate_proj.weight"] = gate
         out[at + "mlp.up_proj.weight"] = up
         out[at + "mlp.down_proj.weight"] = block.mlp.down.weight
+        out |= {at + name: p for name, p in block.named_parameters() if _STANDARD.fullmatch(name) is None}
     out["model.norm.weight"] = model.norm.weight
     if "reward" in model.scalar_heads:
         out["score.weight"] = model.scalar_heads["reward"].get_parameter("weight")
@@ -99,6 +105,10 @@ def to_hf(model: LM) -> dict[str, Tensor]:
 def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str, Any]:
     """The config in both dialects. Without `qk_norm` the model is a Llama, and says so."""
     kind, name = ("qwen3", "Qwen3") if c.qk_norm else ("llama", "Llama")
+    extra: dict[str, Any] = {}
+    if c.options:
+        kind, name = "oriole", "Oriole"
+        extra = {"oriole": c.options | ({} if c.qk_norm else {"qk_norm": False})}
     # transformers counts the names; vLLM reads the number.
     labels = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}} if rewards else {}
     width = str(dtype).removeprefix("torch.")
@@ -106,6 +116,7 @@ def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str
         "architectures": [f"{name}{CLASSIFIER if rewards else 'ForCausalLM'}"],
         **labels,
         "model_type": kind,
+        **extra,
         "vocab_size": c.vocab_size,
         "hidden_size": c.dim,
         "intermediate_size": c.ffn_dim,
@@ -240,7 +251,8 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
         if type(data.get(key)) is not int:
             problem = f"{key} = {data[key]!r} is not an integer" if key in data else f"{key} is missing"
             raise ModelError(f"{path}: {problem}; the file is broken, or of no dense Qwen3 or Llama")
-    qwen = data["model_type"] == "qwen3"
+    options = data["oriole"] if data["model_type"] == "oriole" else {}
+    qwen = data["model_type"] == "qwen3" or options.get("qk_norm", data["model_type"] == "oriole")
     rope = data.get("rope_parameters") or {}
     thetas = {float(t) for t in (data.get("rope_theta"), rope.get("rope_theta")) if t is not None}
     if len(thetas) > 1:
@@ -263,6 +275,7 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
         "tie_embeddings": _or(data.get("tie_word_embeddings"), False),
         "qk_norm": qwen,
         "init_std": _or(data.get("initializer_range"), 0.02),
+        **options,
     }
 
 
@@ -274,9 +287,14 @@ def _refuse_options(data: dict[str, Any], path: Path) -> None:
     """`ModelError` for an option that would make Oriole compute something else than the model's author."""
     kind = data.get("model_type")
     if kind == "oriole":
-        options = ", ".join(data.get("oriole") or {}) or "unnamed"
-        raise ModelError(f"{path} uses options this Oriole does not know ({options}); install the Oriole that wrote it")
-    if kind not in ("qwen3", "llama"):
+        options = data.get("oriole")
+        unknown = sorted(set(options) - set(ModelConfig.model_fields)) if isinstance(options, dict) else ["unnamed"]
+        if unknown:
+            raise ModelError(
+                f"{path} uses options this Oriole does not know ({', '.join(unknown)}); "
+                "install the Oriole that wrote it"
+            )
+    elif kind not in ("qwen3", "llama"):
         raise ModelError(f"{path}: model_type is {kind!r}; Oriole loads 'qwen3' and 'llama'")
     for key in ("rope_parameters", "rope_scaling"):
         if data.get(key) is not None and not isinstance(data[key], dict):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.model.attention import Backend, Mask, attend
-from oriole.model.config import ModelConfig
+from oriole.model.config import Layer, ModelConfig
 
 __all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "rope_table", "rotary_rows", "rotate"]
 
@@ -77,7 +77,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with per-head QK-norm before RoPE; q, k and v are one matrix in memory."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: Layer) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         heads = config.num_heads + 2 * config.num_kv_heads
@@ -134,10 +134,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); dropout on both branches while training."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: Layer) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config)
         self.dropout = 0.0

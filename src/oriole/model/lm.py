@@ -89,7 +89,7 @@ class LM(nn.Module):
         """Keep only what goes in and out of a block, and compute the rest again in the backward pass: a third more
         arithmetic for a fraction of the activations' memory (Chen et al. 2016)."""
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
