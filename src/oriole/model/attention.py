@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from oriole.model.config import KEPT
 
-__all__ = ["Backend", "Mask", "attend", "document_bias", "document_mask", "mask_for"]
+__all__ = ["Backend", "Mask", "attend", "attention_weights", "document_bias", "document_mask", "mask_for"]
 
 Mask = Tensor | BlockMask
 
@@ -111,14 +111,20 @@ def _causal(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights (B, H, T, S) in fp32 of q (B, H, T, hd) over k (B, Hkv, S, hd): softmax(q k^T / sqrt(hd)), `mask` as in
+    `attend`. Each query's weights sum to 1 (Vaswani et al. 2017, eq. 1)."""
     with torch.autocast(q.device.type, enabled=False):
-        k32 = k.float().repeat_interleave(groups, dim=1)
-        v32 = v.float().repeat_interleave(groups, dim=1)
+        k32 = k.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         scores = q.float() @ k32.transpose(-1, -2) / math.sqrt(q.shape[-1])
         allowed = _causal(q.shape[2], q.device) if mask is None else mask
-        return (_masked(scores, allowed).softmax(-1) @ v32).to(v.dtype)
+        return _masked(scores, allowed).softmax(-1)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        v32 = v.float().repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        return (attention_weights(q, k, mask) @ v32).to(v.dtype)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

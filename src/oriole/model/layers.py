@@ -86,6 +86,22 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, hd), k and v (B, Hkv, T, hd) of x (B, T, D), as they meet in `attend`: normed and rotated.
+
+        Whoever looks inside a model (model.inside) asks the layer here, so all that a layer does to its queries and
+        keys belongs in this place.
+        """
+        b, t, _ = x.shape
+        q, k, v = (
+            self.qkv(x)
+            .view(b, t, -1, self.head_dim)
+            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+        )
+        q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
+        k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
+        return q, k, v.transpose(1, 2)
+
     def forward(
         self,
         x: Tensor,
@@ -98,14 +114,7 @@ class Attention(nn.Module):
         """x (B, T, D) -> (B, T, D). `cache`: this layer's keys and values (B, Hkv, S, hd) and the columns (B, T) at
         which the new ones are written before all S are attended to."""
         b, t, _ = x.shape
-        q, k, v = (
-            self.qkv(x)
-            .view(b, t, -1, self.head_dim)
-            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
-        )
-        q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
-        k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q, k, v = self.project(x, cos, sin)
         if cache is not None:
             keys, values, columns = cache
             at = columns[:, None, :, None].expand_as(k)
