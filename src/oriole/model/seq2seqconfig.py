@@ -1,0 +1,209 @@
+"""The shape of an encoder-decoder and what it costs. Imports no torch: a recipe needs numbers only."""
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from oriole.config import Config, validate
+from oriole.errors import ConfigError
+
+__all__ = ["SEQ2SEQ_PRESETS", "Seq2SeqConfig", "seq2seq_shape"]
+
+
+class Seq2SeqConfig(Config):
+    """Shape of an encoder-decoder with one embedding for source, target and head (Vaswani et al. 2017).
+
+    The defaults are the modern form; the preset `classic` and its like are the form of the paper.
+    """
+
+    kind: Literal["seq2seq"] = "seq2seq"
+    """What tells such a model from a decoder alone, in recipes and in config.json."""
+    vocab_size: int = Field(ge=1)
+    """Rows of the embedding (V)."""
+    dim: int = Field(ge=2)
+    """Width of the residual stream (D)."""
+    encoder_layers: int = Field(ge=1)
+    """Blocks of the encoder: attention and MLP."""
+    decoder_layers: int = Field(ge=1)
+    """Blocks of the decoder: attention, cross-attention and MLP."""
+    num_heads: int = Field(ge=1)
+    """Heads of every attention (H), each D / H wide."""
+    ffn_dim: int = Field(ge=1)
+    """Hidden width of the MLP (F)."""
+    context: int = Field(512, ge=2)
+    """Longest source, longest target, and most that a question and its answer may have together."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with its bias."""
+    norm_at: Literal["pre", "post"] = "pre"
+    """Before each branch, with one more norm at the end of each stack, or after each sum, as in the paper."""
+    positions: Literal["rope", "relative", "sinusoid"] = "rope"
+    """How self-attention knows places: rotary (Su et al. 2021), a learned bias of the distance for each head (Raffel et
+    al. 2020), or sines added to the embeddings, which are then multiplied by sqrt(D) (Vaswani et al. 2017, 3.4)."""
+    activation: Literal["swiglu", "relu"] = "swiglu"
+    """Of the MLP."""
+    biases: bool = False
+    """Whether the linear layers have a bias."""
+    qk_norm: bool = True
+    """RMSNorm of each query and key head, as in the decoder-only models."""
+    rope_theta: float = Field(100_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    buckets: int = Field(32, ge=4)
+    """`relative` only: how many distances are told apart."""
+    farthest: int = Field(128, ge=8)
+    """`relative` only: the distance from which all are the same."""
+    norm_eps: float = Field(1e-6, gt=0)
+    """Epsilon of every norm."""
+    init_std: float = Field(0.02, gt=0)
+    """`pre` only: standard deviation of the initial weights; what writes into a residual stream gets less."""
+    source: Literal["chat", "question"] = "chat"
+    """What the encoder is given: the conversation in the chat template, or the last question as plain text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, table: Any) -> Any:
+        """`preset = NAME` in a table stands for that preset's values, which the table's own go before."""
+        if isinstance(table, dict) and "preset" in table:
+            rest = {key: value for key, value in table.items() if key != "preset"}
+            return _preset(str(table["preset"])).model_dump() | rest
+        return table
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Seq2SeqConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"dim / num_heads = {self.head_dim} must be even, because RoPE rotates pairs")
+        if self.positions == "sinusoid" and self.dim % 2:
+            raise ValueError(f"dim={self.dim} must be even: each frequency has a sine and a cosine")
+        if self.buckets % 4 or self.farthest <= self.buckets // 2:
+            raise ValueError(
+                f"buckets={self.buckets} must be a multiple of 4 and less than twice farthest={self.farthest}"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (hd)."""
+        return self.dim // self.num_heads
+
+    # --- what it costs
+
+    def _attention(self) -> int:
+        return 4 * self.dim * self.dim + 4 * self.dim * self.biases + 2 * self.head_dim * self.qk_norm
+
+    def _mlp(self) -> int:
+        wide = 2 if self.activation == "swiglu" else 1
+        biases = (wide * self.ffn_dim + self.dim) * self.biases
+        return (wide + 1) * self.dim * self.ffn_dim + biases
+
+    def _norm(self) -> int:
+        return self.dim * (2 if self.norm == "layer" else 1)
+
+    def _stack(self, layers: int, attentions: int) -> int:
+        block = attentions * (self._attention() + self._norm()) + self._mlp() + self._norm()
+        ends = self._norm() * (self.norm_at == "pre") + self.buckets * self.num_heads * (self.positions == "relative")
+        return layers * block + ends
+
+    def num_params(self) -> int:
+        """Parameters in all; the shared embedding counts once."""
+        stacks = self._stack(self.encoder_layers, 1) + self._stack(self.decoder_layers, 2)
+        return self.vocab_size * self.dim + stacks
+
+    def flops_per_token(self, length: int, source_length: int = 0, *, logits: bool = True) -> float:
+        """Training FLOPs of a target position in rows of `length`, beside sources of `source_length` (0: the same).
+
+        6 FLOPs a weight and position, as in `ModelConfig.flops_per_token`: of the decoder and the head for the target,
+        of the encoder and of the keys and values of cross-attention for the source. Attention is 12 D a key and query,
+        half of it in the decoder's own.
+        """
+        source = source_length or length
+        encoder = self._stack(self.encoder_layers, 1) + 2 * self.decoder_layers * self.dim * self.dim
+        decoder = self._stack(self.decoder_layers, 2) - 2 * self.decoder_layers * self.dim * self.dim
+        head = self.vocab_size * self.dim if logits else 0
+        keys = self.decoder_layers * (length / 2 + source) + self.encoder_layers * source * source / length
+        return 6.0 * (decoder + head + encoder * source / length) + 12.0 * self.dim * keys
+
+    def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
+        """Bytes of the decoder's keys and values, its own and the source's, with room for `length` of each."""
+        return 2 * 2 * self.decoder_layers * batch * length * self.dim * bytes_per_value
+
+    def training_memory(
+        self,
+        batch: int,
+        length: int,
+        bytes_per_value: int = 2,
+        *,
+        optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw",
+        recompute: bool = False,
+        whole_scores: bool = False,
+        compiled: bool = True,
+    ) -> dict[str, int]:
+        """Estimated bytes of a training step by part, as of `ModelConfig.training_memory`, with sources as long as the
+        targets."""
+        rows, b = batch * length, bytes_per_value
+        attentions = self.encoder_layers + 2 * self.decoder_layers
+        layers = self.encoder_layers + self.decoder_layers
+        scores = rows * self.num_heads * length * b if whole_scores or self.positions == "relative" else 0
+        attention = rows * (10 * self.dim * b + 4 * self.dim)
+        mlp = rows * ((self.dim + 3 * self.ffn_dim) * b + 4 * self.dim)
+        blocks = attentions * (attention + scores) + layers * mlp
+        blocks = blocks if compiled else int(2.8 * blocks)
+        if recompute:
+            blocks = blocks // layers + layers * rows * self.dim * 4
+        embeddings = self.vocab_size * self.dim
+        matrices = self.num_params() - embeddings
+        match optimizer:
+            case "adamw":
+                moments, working = 8 * self.num_params(), 0
+            case "adafactor":
+                moments, working = 0, 4 * embeddings
+            case "muon" | "normuon":
+                moments, working = 8 * self.num_params() - 4 * matrices, 10 * matrices
+        logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
+        casts = 0 if b == 4 else b * matrices
+        return {
+            "weights": 4 * self.num_params(),
+            "gradients": 4 * self.num_params(),
+            "optimizer": moments,
+            "casts": casts,
+            "activations": blocks,
+            "logits": logits,
+            "update": max(0, working - blocks - logits - casts),
+        }
+
+
+_CLASSIC = {
+    "norm": "layer", "norm_at": "post", "positions": "sinusoid", "activation": "relu", "biases": True, "qk_norm": False,
+    "norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def _shape(vocab: int, dim: int, layers: int, heads: int, ffn: int, **more: Any) -> Seq2SeqConfig:
+    shape = {"vocab_size": vocab, "dim": dim, "encoder_layers": layers, "decoder_layers": layers}
+    return Seq2SeqConfig.model_validate(shape | {"num_heads": heads, "ffn_dim": ffn} | more)
+
+
+SEQ2SEQ_PRESETS: dict[str, Seq2SeqConfig] = {
+    "demo": _shape(4_096, 256, 3, 4, 704),
+    "classic": _shape(4_096, 256, 3, 4, 1_024, **_CLASSIC),
+    "tfchat": _shape(6_400, 512, 2, 8, 2_048, context=260, source="question", **_CLASSIC),
+    "base": _shape(32_768, 512, 6, 8, 2_048, **_CLASSIC),
+}
+"""demo: the modern form for a CPU. classic: the paper's form at that size. tfchat: TFChat's second model. base: the
+paper's base model. The vocabulary is in the end that of the run's tokenizer."""
+
+
+def _preset(name: str) -> Seq2SeqConfig:
+    if name not in SEQ2SEQ_PRESETS:
+        near = difflib.get_close_matches(name.lower(), SEQ2SEQ_PRESETS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(SEQ2SEQ_PRESETS)}"
+        raise ConfigError(f"no encoder-decoder preset '{name}'; {hint}")
+    return SEQ2SEQ_PRESETS[name]
+
+
+def seq2seq_shape(model: Any) -> Seq2SeqConfig:
+    """What `model` in a recipe of stage seq2seq means: a preset's name, a table, or a shape as it is."""
+    if isinstance(model, Seq2SeqConfig):
+        return model
+    return _preset(model) if isinstance(model, str) else validate(Seq2SeqConfig, model, "model")
