@@ -258,9 +258,7 @@ class Engine:
             device=weight.device,
         )
         if old is not None:
-            for fresh, kept in zip((*new.keys, *new.values), (*old.keys, *old.values), strict=True):
-                fresh[:held, :, : old.capacity] = kept
-            new.lengths[:held] = old.lengths
+            new.take_over(old)
         self._cache = new
 
     @property

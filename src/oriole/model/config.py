@@ -18,6 +18,19 @@ KEPT = 1024
 they are computed again, since they would be most of a step's memory."""
 
 
+def query_block(length: int, window: int | None = None) -> int:
+    """Queries of a row that a CPU attends with at once (model.attention): blocks of them meet fewer keys, which pays
+    from 256 tokens on (at 128 they cost what they save).
+
+    An eighth of the row, at least 64, and at most 1,024, so that their scores fit into memory at any length. Where a
+    window bounds the keys, no more than half of it: the cost is linear, a block meets one and a half windows of keys.
+    """
+    if length < 256:
+        return length
+    most = 1024 if window is None else min(1024, max(256, window // 2))
+    return max(64, min(-(-length // 8), most))
+
+
 class Layer(NamedTuple):
     """What one block is made of; one word of `ModelConfig.pattern`."""
 
@@ -122,9 +135,11 @@ class ModelConfig(Config):
     window: int = Field(512, ge=1)
     """Tokens that an L layer sees, the query's own included."""
     rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
-    """How rotary positions are stretched for a longer context than the model was trained with."""
+    """How rotary positions are stretched for a longer context than the model was trained with (model.rope)."""
     rope_factor: float = Field(1.0, ge=1)
     """How many times longer: context / rope_factor is what the model was trained with."""
+    rope_original: int = Field(0, ge=0)
+    """yarn: the context that the model was trained with, where it is not context / rope_factor."""
     moe: MoeConfig = MoeConfig()
     """The experts, where the pattern has any."""
 
@@ -144,6 +159,13 @@ class ModelConfig(Config):
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even, because RoPE rotates pairs")
         _layers(self.pattern, self.window)
+        if (self.rope_scaling == "none") != (self.rope_factor == 1):
+            raise ValueError(
+                f"rope_scaling={self.rope_scaling} with rope_factor={self.rope_factor:g}: a longer context needs both, "
+                "one of linear, ntk, yarn and how many times longer it is"
+            )
+        if self.rope_scaling == "ntk" and self.head_dim == 2:
+            raise ValueError("rope_scaling=ntk has no pair to stretch with head_dim=2; choose linear")
         return self
 
     @property
@@ -152,11 +174,34 @@ class ModelConfig(Config):
         return tuple(itertools.islice(itertools.cycle(_layers(self.pattern, self.window)), self.num_layers))
 
     @property
+    def scaled_theta(self) -> float:
+        """The base that the rotary frequencies are computed from: ntk's is larger (bloc97 2023)."""
+        if self.rope_scaling != "ntk":
+            return self.rope_theta
+        return float(self.rope_theta * self.rope_factor ** (self.head_dim / (self.head_dim - 2)))
+
+    @property
+    def trained_context(self) -> int:
+        """The context before it was stretched."""
+        return self.rope_original or round(self.context / self.rope_factor)
+
+    def stretched(self, scaling: Literal["linear", "ntk", "yarn"], factor: float) -> "ModelConfig":
+        """The shape for a context `factor` times that of the model as it was trained: a stretched one is stretched
+        anew, not twice. `ConfigError` for a factor that is not above 1."""
+        changes = {"rope_scaling": scaling, "rope_factor": factor, "rope_original": 0}
+        longer = {"context": round(self.trained_context * factor)}
+        return validate(ModelConfig, self.model_dump() | changes | longer, "a longer context")
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
         out: dict[str, Any] = {}
-        if any(layer._replace(window=None) != Layer() for layer in self.layers):
+        local = any(layer.window is not None for layer in self.layers)
+        # Qwen3 has sliding windows, Llama has none.
+        if any(layer._replace(window=None) != Layer() for layer in self.layers) or (local and not self.qk_norm):
             out["pattern"] = self.pattern
+            if local:
+                out["window"] = self.window
         return out
 
     def num_params(self) -> int:
@@ -183,8 +228,9 @@ class ModelConfig(Config):
         return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
 
     def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values for `batch` sequences of `length` tokens."""
-        return 2 * self.num_layers * batch * length * self.num_kv_heads * self.head_dim * bytes_per_value
+        """Bytes of keys and values for `batch` sequences of `length` tokens; an L layer keeps its window only."""
+        columns = sum(min(length, layer.window or length) for layer in self.layers)
+        return 2 * batch * columns * self.num_kv_heads * self.head_dim * bytes_per_value
 
     def training_memory(
         self,
@@ -216,8 +262,11 @@ class ModelConfig(Config):
         block = rows * ((2 * self.dim + 3 * query + 3 * kv + 3 * self.ffn_dim) * b + 2 * self.dim * 4)
         block = block if compiled else int(2.8 * block)
         if whole_scores:
-            parts = max(1, min(8, length // 64)) if length >= 256 else 1  # blocks of queries, as in model.attention
-            block += int(rows * self.num_heads * length * (parts + 1) / (2 * parts) * b)
+            met = 0.0  # keys that a query's block meets, summed over the layers
+            for layer in self.layers:
+                size = query_block(length, layer.window)
+                met += min((length + size) / 2, size + (layer.window or length))
+            block += int(rows * self.num_heads * met / self.num_layers * b)
         blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)

@@ -1,15 +1,15 @@
-"""The parts of a block: RMSNorm, rotary positions, attention with its cache, SwiGLU."""
-
-from typing import Any
+"""The parts of a block: RMSNorm, attention with its cache, SwiGLU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.model.attention import Backend, Mask, attend
+from oriole.model.cache import LayerCache
 from oriole.model.config import Layer, ModelConfig
+from oriole.model.rope import rotate
 
-__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "rope_table", "rotary_rows", "rotate"]
+__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU"]
 
 
 class RMSNorm(nn.Module):
@@ -25,53 +25,6 @@ class RMSNorm(nn.Module):
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return (self.weight * normed.to(x.dtype)).to(x.dtype)
-
-
-def rope_table(head_dim: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (length, hd / 2) in fp32 of the rotary angles (Su et al. 2021)."""
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
-
-
-@torch.library.custom_op("oriole::rotary_rows", mutates_args=())
-def rotary_rows(table: Tensor, pos: Tensor) -> Tensor:
-    """Rows of a rotary table (length, hd / 2) at the positions pos (B, T): (B, T, 1, hd / 2).
-
-    An operator of its own, so that a compiler looks them up once and not in every layer, element by element.
-    """
-    return table[pos][:, :, None]
-
-
-@rotary_rows.register_fake
-def _(table: Tensor, pos: Tensor) -> Tensor:
-    return table.new_empty((*pos.shape, 1, table.shape[1]))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (B, T, H, hd) by cos, sin (B or 1, T, 1, hd / 2); the pairs are (i, i + hd / 2), as in Hugging Face."""
-    rotated: Tensor = _Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return rotated
-
-
-class _Rotation(torch.autograd.Function):
-    """The backward pass of a rotation turns back. Written out because what autograd derives from the halves (slices
-    that are padded and added) makes a whole training step a quarter slower on a CPU (docs/log.md)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -108,18 +61,14 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Mask | None,
-        cache: tuple[Tensor, Tensor, Tensor] | None,
+        cache: LayerCache | None,
         backend: Backend,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). `cache`: this layer's keys and values (B, Hkv, S, hd) and the columns (B, T) at
-        which the new ones are written before all S are attended to."""
+        """x (B, T, D) -> (B, T, D). `mask` says what this layer's queries see, `cache` holds its earlier keys."""
         b, t, _ = x.shape
         q, k, v = self.project(x, cos, sin)
         if cache is not None:
-            keys, values, columns = cache
-            at = columns[:, None, :, None].expand_as(k)
-            k = keys.scatter_(2, at, k.to(keys.dtype))
-            v = values.scatter_(2, at, v.to(values.dtype))
+            k, v = cache.extended(k, v)
         y = attend(q, k, v, mask, backend=backend)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
         return out
@@ -157,7 +106,7 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Mask | None,
-        cache: tuple[Tensor, Tensor, Tensor] | None,
+        cache: LayerCache | None,
         backend: Backend,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oriole.errors import ModelError
-from oriole.model.attention import Backend, Mask, mask_for
+from oriole.model.attention import Backend, Band, Mask, mask_for
+from oriole.model.cache import Cache, LayerCache
 from oriole.model.config import ModelConfig
-from oriole.model.layers import Block, RMSNorm, rope_table, rotary_rows
+from oriole.model.layers import Block, RMSNorm
+from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
 
 __all__ = ["LM", "Cache", "Head", "Out"]
 
@@ -28,50 +30,6 @@ class Out(NamedTuple):
     """Hidden states of supervised depths; empty for the standard model."""
     aux: Tensor
     """Auxiliary loss per unit (router balance), 0-dim; zero for the standard model."""
-
-
-class Cache:
-    """Keys and values of `batch` rows of up to `length` tokens; every row has a length of its own.
-
-    New tokens of a row are written from its length on, and `lengths` is what the next forward starts from. Nothing
-    beyond a row's length is ever read, so a row is freed by `lengths[row] = 0` and nothing else. Rows that are done may
-    be overwritten (`move`), and `rows` gives a view of some of them that shares the memory, but not the lengths: copy
-    those back after a forward on the view.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        length: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        shape = (batch, config.num_kv_heads, length, config.head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.lengths = [0] * batch
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a row can hold."""
-        return self.keys[0].shape[2]
-
-    def rows(self, start: int, stop: int) -> "Cache":
-        """Rows start … stop - 1 as a cache that shares the memory, with lengths of its own."""
-        view = object.__new__(Cache)
-        view.keys = [k[start:stop] for k in self.keys]
-        view.values = [v[start:stop] for v in self.values]
-        view.lengths = self.lengths[start:stop]
-        return view
-
-    def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target`."""
-        n = self.lengths[source]
-        for kv in (*self.keys, *self.values):
-            kv[target, :, :n] = kv[source, :, :n]
-        self.lengths[target] = n
 
 
 class LM(nn.Module):
@@ -93,7 +51,7 @@ class LM(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
-        cos, sin = rope_table(config.head_dim, config.context, config.rope_theta)
+        cos, sin = _rotary(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._init_weights()
@@ -108,7 +66,7 @@ class LM(nn.Module):
 
     def reset_rope(self) -> None:
         """Compute the rotary tables anew, in fp32: they are no weights and never leave that precision."""
-        cos, sin = rope_table(self.config.head_dim, self.config.context, self.config.rope_theta)
+        cos, sin = _rotary(self.config)
         device = self.embedding.weight.device
         self.cos, self.sin = cos.to(device), sin.to(device)
 
@@ -149,49 +107,42 @@ class LM(nn.Module):
         """
         b, t = tokens.shape
         backend = self.backend or _fastest(tokens.device.type)
-        mask: Mask | None
+        masks: Sequence[Mask | None]
         if cache is None:
-            mask = None if doc is None else mask_for(doc, backend)
-            columns = None
+            masks = self._masks(doc, t, backend)
             if pos is None:
                 self._check_context(t)
                 cos, sin = self.cos[:t][None, :, None], self.sin[:t][None, :, None]
         else:
-            columns, mask = self._extend(cache, tokens)
             added = [t] * b if doc is None else _added(doc)
+            columns, places = cache.places(tokens, added, backend)
+            self._check_context(max(cache.lengths) + t)
+            masks = [place.mask for place in places]
             pos = columns if pos is None else pos
         if pos is not None:
             cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
 
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
-            # Only the columns in use are read: decoding costs what the longest row holds, not what was allocated.
-            layer = None
-            if cache is not None:
-                assert columns is not None and isinstance(mask, Tensor)
-                used = mask.shape[-1]
-                layer = (cache.keys[i][:, :, :used], cache.values[i][:, :, :used], columns)
+            layer = None if cache is None else LayerCache(cache.keys[i], cache.values[i], places[i])
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, mask, layer, backend, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, masks[i], layer, backend, use_reentrant=False)
             else:
-                x = block(x, cos, sin, mask, layer, backend)
+                x = block(x, cos, sin, masks[i], layer, backend)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
         return Out(self.norm(x), (), torch.zeros((), device=tokens.device))
 
-    def _extend(self, cache: Cache, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns (B, T) where the new tokens go, and the mask (B, 1, T, S) over the columns in use afterwards."""
-        b, t = tokens.shape
-        if b != len(cache.lengths):
-            raise ModelError(f"{b} rows of tokens for a cache of {len(cache.lengths)}; give one row of tokens for each")
-        used = max(cache.lengths) + t
-        if used > cache.capacity:
-            raise ModelError(f"{used} tokens do not fit into a cache of {cache.capacity}")
-        self._check_context(used)
-        starts = torch.tensor(cache.lengths, device=tokens.device)
-        columns = starts[:, None] + torch.arange(t, device=tokens.device)
-        mask = torch.arange(used, device=tokens.device) <= columns[:, :, None]
-        return columns, mask[:, None]
+    def _masks(self, doc: Tensor | None, length: int, backend: Backend) -> list[Mask | None]:
+        """What the queries of each layer see, made once for each kind of layer; a window as long as the row is none."""
+        windows = [w if w is not None and w < length else None for w in (layer.window for layer in self.config.layers)]
+        made: dict[int | None, Mask | None] = {}
+        for window in set(windows):
+            if doc is not None:
+                made[window] = mask_for(doc, backend, window)
+            else:
+                made[window] = None if window is None else Band(window)
+        return [made[window] for window in windows]
 
     def _check_context(self, length: int) -> None:
         if length > self.config.context:
@@ -204,6 +155,11 @@ class LM(nn.Module):
         if name not in self.scalar_heads:
             raise ModelError(f"this model has no {name} head; build it with LM(config, heads=('{name}',))")
         return self.scalar_heads[name](h).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def _rotary(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    frequencies, scale = stretched_frequencies(config)
+    return rope_table(frequencies, config.context, scale)
 
 
 def _added(doc: Tensor) -> list[int]:

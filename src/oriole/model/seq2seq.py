@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oriole.errors import ModelError
-from oriole.model.attention import Backend, Mask, mask_for, pair_mask_for
-from oriole.model.layers import rope_table, rotary_rows
+from oriole.model.attention import Backend, Mask, document_mask, mask_for, pair_mask_for
 from oriole.model.lm import Out
+from oriole.model.rope import frequencies, rope_table, rotary_rows
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.model.seq2seqlayers import Layer, Rotary, Sight, distance_bucket, norm, sinusoids
 
@@ -110,7 +110,9 @@ class Seq2Seq(nn.Module):
     def _tables(self) -> dict[str, Tensor]:
         """The fixed tables of positions, fp32; those that are not used are empty."""
         c, none = self.config, torch.empty(0)
-        cos, sin = rope_table(c.head_dim, c.context, c.rope_theta) if c.positions == "rope" else (none, none)
+        cos, sin = (
+            rope_table(frequencies(c.head_dim, c.rope_theta), c.context) if c.positions == "rope" else (none, none)
+        )
         return {"cos": cos, "sin": sin, "table": sinusoids(c.context, c.dim) if c.positions == "sinusoid" else none}
 
     def _init_weights(self) -> None:
@@ -247,7 +249,10 @@ class Seq2Seq(nn.Module):
             backend = "sdpa"  # a bias that is learned has its gradient there
         mask: Mask | None = None
         if doc is not None:
-            mask = pair_mask_for(doc, doc, backend) if encoder else mask_for(doc, backend)
+            if encoder:
+                mask = pair_mask_for(doc, doc, backend)
+            else:  # a learned bias is added to the whole square
+                mask = mask_for(doc, backend) if bias is None else document_mask(doc)
         if bias is not None:
             at = torch.arange(length, device=device)
             if mask is None and not encoder:

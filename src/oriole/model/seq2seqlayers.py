@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.model.attention import Backend, Mask, attend
-from oriole.model.layers import RMSNorm, rotate
+from oriole.model.layers import RMSNorm
+from oriole.model.rope import rotate
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 
 __all__ = ["FeedForward", "Layer", "MultiHead", "Rotary", "Sight", "distance_bucket", "norm", "sinusoids"]
