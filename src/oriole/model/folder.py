@@ -18,6 +18,7 @@ from oriole.config import validate
 from oriole.errors import ConfigError, ModelError, raise_for_os_error
 from oriole.model.config import ModelConfig
 from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
+from oriole.model.folderkeys import rope_from_hf, rope_to_hf, windows_from_hf, windows_to_hf
 from oriole.model.layers import Block
 from oriole.model.lm import LM
 
@@ -127,12 +128,11 @@ def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str
         "hidden_act": "silu",
         "rms_norm_eps": c.norm_eps,
         "max_position_embeddings": c.context,
-        "rope_theta": c.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        **rope_to_hf(c),
         "tie_word_embeddings": c.tie_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        **({"use_sliding_window": False} if c.qk_norm else {"mlp_bias": False}),
+        **(windows_to_hf(c) if c.qk_norm else {"mlp_bias": False}),
         "initializer_range": c.init_std,
         "use_cache": True,
         "bos_token_id": None,
@@ -253,15 +253,9 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
             raise ModelError(f"{path}: {problem}; the file is broken, or of no dense Qwen3 or Llama")
     options = data["oriole"] if data["model_type"] == "oriole" else {}
     qwen = data["model_type"] == "qwen3" or options.get("qk_norm", data["model_type"] == "oriole")
-    rope = data.get("rope_parameters") or {}
-    thetas = {float(t) for t in (data.get("rope_theta"), rope.get("rope_theta")) if t is not None}
-    if len(thetas) > 1:
-        raise ModelError(
-            f"{path}: rope_theta says {sorted(thetas)} in two places; keep the one the model was trained with"
-        )
     heads = data["num_attention_heads"]
     # A null means "as usual" in these files, like an absent key.
-    return {
+    shape = {
         "vocab_size": data["vocab_size"],
         "dim": data["hidden_size"],
         "ffn_dim": data["intermediate_size"],
@@ -270,13 +264,15 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
         "num_kv_heads": _or(data.get("num_key_value_heads"), 32 if qwen else heads),
         "head_dim": _or(data.get("head_dim"), 128 if qwen else data["hidden_size"] // max(1, heads)),
         "context": _or(data.get("max_position_embeddings"), 32_768 if qwen else 2_048),
-        "rope_theta": thetas.pop() if thetas else 10_000.0,
         "norm_eps": _or(data.get("rms_norm_eps"), 1e-6),
         "tie_embeddings": _or(data.get("tie_word_embeddings"), False),
         "qk_norm": qwen,
         "init_std": _or(data.get("initializer_range"), 0.02),
-        **options,
     }
+    shape |= rope_from_hf(data, shape["context"], path)
+    if data["model_type"] == "qwen3":
+        shape |= windows_from_hf(data, path)
+    return shape | options
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -296,21 +292,14 @@ def _refuse_options(data: dict[str, Any], path: Path) -> None:
             )
     elif kind not in ("qwen3", "llama"):
         raise ModelError(f"{path}: model_type is {kind!r}; Oriole loads 'qwen3' and 'llama'")
-    for key in ("rope_parameters", "rope_scaling"):
-        if data.get(key) is not None and not isinstance(data[key], dict):
-            raise ModelError(f"{path}: {key} = {data[key]!r} is not a table; the file is broken")
-    rope = (data.get("rope_scaling") or {}) | (data.get("rope_parameters") or {})
-    kind_of_rope = rope.get("rope_type") or rope.get("type") or "default"
-    partial = rope.get("partial_rotary_factor") or data.get("partial_rotary_factor") or 1
-    layers = set(data.get("layer_types") or ()) - {"full_attention"}
+    # transformers' Llama has no windows, whatever a folder says.
+    layers = set(data.get("layer_types") or ()) - {"full_attention"} if kind == "llama" else set()
     problems = {
         "attention_bias": data.get("attention_bias"),
         "mlp_bias": data.get("mlp_bias"),
-        "use_sliding_window": data.get("use_sliding_window"),
+        "use_sliding_window": kind == "llama" and data.get("use_sliding_window"),
         f"layer_types={sorted(map(str, layers))}": layers,
         f"hidden_act={data.get('hidden_act')}": _or(data.get("hidden_act"), "silu") != "silu",
-        f"rope_type={kind_of_rope}": kind_of_rope != "default",
-        f"partial_rotary_factor={partial}": partial != 1,
         "quantization_config": data.get("quantization_config"),
     }
     for option, present in problems.items():
