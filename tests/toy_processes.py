@@ -15,6 +15,7 @@ from toy_training import VOCAB, Counting, Records, digest, model, trainer
 
 from oriole.config import validate
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
+from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
 from oriole.train import dist
 from oriole.train.batch import Batch, Packer
@@ -74,8 +75,14 @@ class Fails(LMObjective):
         return super().__call__(lm, batch)
 
 
-def make(folder: Path, *, kind: Kind = "adamw", more: dict[str, Any] | None = None, **config: Any) -> Trainer:
-    """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for."""
+def make(
+    folder: Path, *, kind: Kind = "adamw", deep: bool = False, more: dict[str, Any] | None = None, **config: Any
+) -> Trainer:
+    """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for; `deep`: with a
+    supervised depth and a further token."""
+    if deep:
+        config["lm"] = model()
+        config["lm"].supervise(DeepConfig(depths=(1,), tokens_ahead=2), seed=2)
     optim = OptimConfig(lr=1e-2, kind=kind, cautious=kind == "normuon")
     more = {"data": Packer(Uneven(), 4, 32), "optim": optim} | (more or {})
     return trainer(folder, **({"steps": STEPS, "accumulate": 4, "log_every": 1, "dropout": 0.0} | config), more=more)
@@ -129,6 +136,9 @@ def trajectories(folder: Path) -> dict[str, Any]:
         third = make(folder / f"normuon-{kind}", kind="normuon", parallel=other)
         third.fit()
         found[f"normuon {kind}+{other}"] += losses(third)
+        deep = make(folder / f"deep-{kind}", parallel=kind, deep=True, steps=8)
+        deep.fit()
+        found[f"deep {kind}"] = losses(deep)
     return found
 
 

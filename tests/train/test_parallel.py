@@ -46,9 +46,13 @@ def test_one_process_equals_two_of_either_kind_and_checkpoints_are_interchangeab
     one.fit()
     normuon = make(tmp_path / "normuon", kind="normuon")
     normuon.fit()
+    deep = make(tmp_path / "deep", deep=True, steps=8)
+    deep.fit()
 
     first, second = found("trajectories", tmp_path)
     assert first == second
+    for kind in ("ddp", "fsdp"):
+        assert first.pop(f"deep {kind}") == pytest.approx(losses(deep), abs=1e-5)
     pairs = {"ddp+fsdp", "fsdp+ddp"}
     assert set(first) == {"ddp", "fsdp", "one+ddp", "one+fsdp"} | pairs | {f"normuon {pair}" for pair in pairs}
     for name, have in first.items():

@@ -25,7 +25,9 @@ def model_for(run: Path, how: PreferConfig) -> Oriole:
     say(f"answers come from {stage.name} as it was after step {found.step:,}")
     oriole = Oriole(stage)
     try:
-        oriole.model.load_state_dict(found.tensors["model"])
+        # What a stage trains beside its model ([deep]) has no part in answers.
+        own = {name: tensor for name, tensor in found.tensors["model"].items() if not name.startswith("deep.")}
+        oriole.model.load_state_dict(own)
     except (RuntimeError, KeyError) as error:
         raise ModelError(
             f"{folder} holds more than a language model (adapters, a value model), and cannot answer alone; name a "

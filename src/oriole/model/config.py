@@ -193,6 +193,11 @@ class ModelConfig(Config):
         return validate(ModelConfig, self.model_dump() | changes | longer, "a longer context")
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The pattern's word for each of the L layers."""
+        return tuple(itertools.islice(itertools.cycle(_WORD.findall(self.pattern)), self.num_layers))
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
         out: dict[str, Any] = {}
@@ -322,10 +327,6 @@ class LoraConfig(Config):
             "down_proj": shape.ffn_dim + shape.dim,
         }  # fmt: skip
         return shape.num_layers * self.rank * sum(sizes[name] for name in self.targets)
-
-    def share(self, shape: ModelConfig) -> float:
-        """The adapters' parameters as a share of the model's: of gradients and optimizer state that is what is left."""
-        return self.num_params(shape) / shape.num_params()
 
 
 def _shape(vocab: int, dim: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> ModelConfig:

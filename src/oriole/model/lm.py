@@ -13,6 +13,8 @@ from oriole.errors import ModelError
 from oriole.model.attention import Backend, Band, Mask, mask_for
 from oriole.model.cache import Cache, LayerCache
 from oriole.model.config import ModelConfig
+from oriole.model.deep import Deep
+from oriole.model.deepconfig import DeepConfig
 from oriole.model.layers import Block, RMSNorm
 from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
 
@@ -27,7 +29,8 @@ class Out(NamedTuple):
     h: Tensor
     """Hidden states after the final norm (B, T, D)."""
     mid: tuple[Tensor, ...]
-    """Hidden states of supervised depths; empty for the standard model."""
+    """What else goes to the head while training, each (B, T, D): states of supervised depths, then of further tokens
+    (`LM.supervise`); empty for the standard model."""
     aux: Tensor
     """Auxiliary loss per unit (router balance), 0-dim; zero for the standard model."""
 
@@ -51,18 +54,30 @@ class LM(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
+        self.deep: Deep | None = None
+        """What `supervise` has added; run state like a value head, no part of the model on disk."""
         cos, sin = _rotary(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self._init_weights()
+        self._init_weights(self)
 
-    def _init_weights(self) -> None:
+    def _init_weights(self, module: nn.Module) -> None:
         """N(0, init_std); the projections that write into the residual stream get init_std / sqrt(2 L) (GPT-2)."""
         std = self.config.init_std
-        for name, parameter in self.named_parameters():
+        for name, parameter in module.named_parameters():
             if parameter.dim() >= 2:
                 writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, 0.0, std / math.sqrt(2 * self.config.num_layers) if writes_residual else std)
+
+    def supervise(self, table: DeepConfig, seed: int) -> None:
+        """From now on a forward pass without a cache gives states for further losses (`Out.mid`), by weights drawn with
+        a seed of their own: those of the model stay as they are. `ConfigError` where a depth is not one of its."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            deep = Deep(self.config, table)
+            self._init_weights(deep)
+        deep.like(self.blocks[-1])
+        self.deep = deep.to(self.embedding.weight.device)
 
     def reset_rope(self) -> None:
         """Compute the rotary tables anew, in fp32: they are no weights and never leave that precision."""
@@ -85,6 +100,7 @@ class LM(nn.Module):
         c = self.config
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         layers = [f"blocks.{i}" for i in range(c.num_layers)]
+        layers += [f"deep.ahead.{k}.block" for k in range(0 if self.deep is None else len(self.deep.ahead))]
         qkv = {f"{layer}.attention.qkv.weight": (q, kv, kv) for layer in layers}
         return qkv | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
 
@@ -93,6 +109,8 @@ class LM(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.dropout = p
+        if self.deep is not None:
+            self.deep.like(self.blocks[-1])
 
     def forward(
         self, tokens: Tensor, doc: Tensor | None = None, pos: Tensor | None = None, cache: Cache | None = None
@@ -122,16 +140,23 @@ class LM(nn.Module):
         if pos is not None:
             cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
 
-        x = self.embedding(tokens)
+        x = embedded = self.embedding(tokens)
+        kept = []  # residual streams of supervised depths
         for i, block in enumerate(self.blocks):
             layer = None if cache is None else LayerCache(cache.keys[i], cache.values[i], places[i])
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, masks[i], layer, backend, use_reentrant=False)
             else:
                 x = block(x, cos, sin, masks[i], layer, backend)
+            if self.deep is not None and i + 1 in self.deep.table.depths:
+                kept.append(x)
+        mid: tuple[Tensor, ...] = ()
+        if self.deep is not None and cache is None:
+            recompute = self.recompute and torch.is_grad_enabled()
+            mid = self.deep(kept, x, embedded, cos, sin, masks[-1], backend, recompute)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
-        return Out(self.norm(x), (), torch.zeros((), device=tokens.device))
+        return Out(self.norm(x), mid, torch.zeros((), device=tokens.device))
 
     def _masks(self, doc: Tensor | None, length: int, backend: Backend) -> list[Mask | None]:
         """What the queries of each layer see, made once for each kind of layer; a window as long as the row is none."""

@@ -77,7 +77,8 @@ class LoraLinear(nn.Linear):
 
 
 def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
-    """Put adapters beside the model's matrices and freeze all else but reward and value heads, in place.
+    """Put adapters beside the model's matrices and freeze all else but what is new, in place: reward and value heads,
+    and what `LM.supervise` has added.
 
     `ModelError` when the model has adapters already.
     """
@@ -87,6 +88,8 @@ def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
     head, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     model.requires_grad_(False)
     model.scalar_heads.requires_grad_(True)
+    if model.deep is not None:
+        model.deep.requires_grad_(True)
 
     def adapted(base: nn.Linear, parts: Mapping[str, int]) -> nn.Linear:
         return LoraLinear(base, parts, config, generator) if parts.keys() & set(config.targets) else base

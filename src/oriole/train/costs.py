@@ -5,9 +5,10 @@ figures in docs/plan.md, and tests/train/test_costs.py says how far each of thos
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from oriole.model.config import ModelConfig
+from oriole.model.deepconfig import DeepConfig, flops_per_token, num_params, training_memory
 from oriole.train.accelerators import Cluster
 
 __all__ = ["Load", "StepCost", "Strategy", "device_memory", "model_utilisation", "step_cost"]
@@ -47,11 +48,23 @@ class Load(NamedTuple):
     """bf16 or fp16 products; else fp32."""
     recompute: bool = False
     """Activation checkpointing of every block."""
+    deep: DeepConfig | None = None
+    """What is trained beside the model."""
 
     @property
     def tokens(self) -> int:
         """Tokens of one GPU in one step."""
         return self.rows * self.length * self.accumulate
+
+    @property
+    def num_params(self) -> int:
+        """Parameters that train."""
+        return num_params(self.shape, self.deep)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs."""
+        return flops_per_token(self.shape, self.deep, self.length)
 
 
 class StepCost(NamedTuple):
@@ -81,7 +94,7 @@ def step_cost(load: Load, cluster: Cluster, strategy: Strategy, network: float |
     """Seconds of a step on every GPU of the cluster at once; `network` in Gbit/s for each GPU between machines."""
     shape, gpu = load.shape, cluster.gpu
     peak = 1e12 * (gpu.tflops if load.half else gpu.fp32)
-    flops = load.rows * load.length * shape.flops_per_token(load.length) * (RECOMPUTE if load.recompute else 1)
+    flops = load.rows * load.length * load.flops_per_token * (RECOMPUTE if load.recompute else 1)
     arithmetic = flops / (peak * model_utilisation(shape.dim))
     launching = (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
     micro = max(arithmetic, launching)
@@ -93,7 +106,7 @@ def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
     """AdamW reads and writes 28 bytes a parameter; Muon adds 5 (4 m² n + 2 m³) FLOPs for an m x n matrix, m <= n."""
     shape, gpu = load.shape, cluster.gpu
     share = cluster.gpus if strategy == "fsdp" else 1
-    seconds = 28 * shape.num_params() / share / (gpu.bandwidth * 1e9)
+    seconds = 28 * load.num_params / share / (gpu.bandwidth * 1e9)
     if load.optimizer in ("muon", "normuon"):
         seconds += sum(5 * (4 * m * m * n + 2 * m**3) * count for m, n, count in _matrices(shape)) / (
             gpu.tflops * 1e12 * model_utilisation(shape.dim)
@@ -120,7 +133,7 @@ def _communication(load: Load, cluster: Cluster, strategy: Strategy, network: fl
     if strategy == "one" or n == 1:
         return 0.0
     per_second = _link(cluster, network) * LINK_EFFICIENCY
-    once = (n - 1) / n * 4 * load.shape.num_params() / per_second
+    once = (n - 1) / n * 4 * load.num_params / per_second
     if strategy == "ddp":
         return max(0.0, 2 * once - OVERLAP * 2 / 3 * micro)
     gathering = load.accumulate * max(0.0, 2 * once - OVERLAP * micro)
@@ -146,7 +159,8 @@ def device_memory(load: Load, cluster: Cluster, strategy: Strategy) -> dict[str,
     """
     shape = load.shape
     width = 2 if load.half else 4
-    parts = shape.training_memory(load.rows, load.length, width, optimizer=load.optimizer, recompute=load.recompute)
+    how: dict[str, Any] = {"optimizer": load.optimizer, "recompute": load.recompute}
+    parts = training_memory(shape, load.deep, load.rows, load.length, width, **how)
     if strategy == "fsdp":
         embeddings = shape.vocab_size * shape.dim * (1 if shape.tie_embeddings else 2)
         block = (shape.num_params() - embeddings) // shape.num_layers

@@ -21,11 +21,11 @@ from oriole.train.device import choose_device, choose_dtype
 from oriole.train.divergence import PLAIN, Cached, Chunks, Live, Mixed, distillation
 from oriole.train.lmtask import measure, steps
 from oriole.train.loop import Data
-from oriole.train.objectives import Loss, head_weight
+from oriole.train.objectives import ChunkFunction, Loss, cross_entropy_chunk, head_weight, supervision
 from oriole.train.prepare import make_shards, weighted
 from oriole.train.recipe import Recipe
 from oriole.train.tables import DistillTable
-from oriole.train.task import Task, identity, model_for
+from oriole.train.task import Task, identity, model_for, supervised
 from oriole.train.teacher import LOG_PROBS, SCHEMA, TOP, Answers, Asking, Taught, ask, digest
 from oriole.train.validate import bits_per_byte
 
@@ -44,12 +44,14 @@ class DistillObjective:
         self.mixed, self.teacher = mixed, teacher
         self._ask: Any = teacher
         self._chunks = PLAIN
+        self._one: ChunkFunction = cross_entropy_chunk
 
     def compile(self) -> None:
         """Compile the teacher, and the loss with its gradient."""
         if self.teacher is not None:
             self._ask = torch.compile(self.teacher, dynamic=False)
         self._chunks = Chunks(torch.compile(PLAIN.live), torch.compile(PLAIN.cached))
+        self._one = torch.compile(cross_entropy_chunk)
 
     def weight(self, batch: Batch) -> Tensor:
         """Trained tokens of the batch, 0-dim int64."""
@@ -60,7 +62,11 @@ class DistillObjective:
         out = model(batch.tokens, batch.doc, batch.pos)
         given = out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows
         loss, kl, lm = distillation(*given, teacher, self.mixed, self._chunks)
-        return Loss(loss + out.aux * len(batch.rows), {"kl": kl, "lm_loss": lm})
+        metrics = {"kl": kl, "lm_loss": lm}
+        if model.deep is not None:  # by the data's own tokens: a teacher's word is about the last layer
+            more, parts = supervision(model.deep, out.mid, head_weight(model), batch, self._one)
+            loss, metrics = loss + more, metrics | parts
+        return Loss(loss + out.aux * len(batch.rows), metrics)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Live | Cached:
@@ -76,7 +82,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     """The stage: the student's parent is the recipe's, its data are texts or chats as in pretraining and SFT."""
     table = recipe.distill
     assert table is not None, "a recipe of this stage has the table"
-    model = model_for(recipe, tokenizer, init)
+    model = supervised(recipe, model_for(recipe, tokenizer, init))
     teacher = _teacher(recipe, table, model, tokenizer)
     train, val = make_shards(recipe, tokenizer)
     parts, shares = weighted(recipe, train)

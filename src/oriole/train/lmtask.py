@@ -16,8 +16,8 @@ from oriole.train.batch import Packer
 from oriole.train.objectives import LMObjective
 from oriole.train.prepare import make_shards, weighted
 from oriole.train.recipe import Recipe
-from oriole.train.task import Task, identity, model_for
-from oriole.train.validate import bits_per_byte, continuations
+from oriole.train.task import Task, identity, model_for, supervised
+from oriole.train.validate import acceptance, bits_per_byte, continuations
 
 __all__ = ["build", "measure", "steps"]
 
@@ -25,7 +25,7 @@ __all__ = ["build", "measure", "steps"]
 def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     """The stage, with its shards made where they are missing."""
     train, val = make_shards(recipe, tokenizer)
-    model = model_for(recipe, tokenizer, init)
+    model = supervised(recipe, model_for(recipe, tokenizer, init))
     chat = recipe.stage == "sft"
     stream = Mixture(*weighted(recipe, train), seed=recipe.train.seed, length=recipe.train.length)
 
@@ -57,9 +57,13 @@ def steps(recipe: Recipe, train: Mapping[str, Shards | View]) -> int:
 def measure(
     recipe: Recipe, model: LM, tokenizer: Tokenizer, val: Mapping[str, Shards | View], *, chat: bool
 ) -> dict[str, Any]:
-    """Bits per byte of every part and the fixed prompts' continuations."""
+    """Bits per byte of every part and the fixed prompts' continuations; where further tokens are predicted, how often
+    each of them would be accepted as a draft (`acceptance`)."""
     length, tokens = recipe.eval.length or recipe.train.length, recipe.eval.tokens
     bpb = {name: round(bits_per_byte(model, s, length=length, max_tokens=tokens), 4) for name, s in val.items()}
+    more: dict[str, Any] = {}
+    if model.deep is not None and len(model.deep.ahead):
+        more["acceptance"] = {n: acceptance(model, s, length=length, max_tokens=tokens) for n, s in val.items()}
     # The first process's are those that are kept.
     prompts = recipe.eval.prompts if dist.rank() == 0 else ()
-    return {"bpb": bpb, "samples": continuations(model, tokenizer, prompts, chat=chat)}
+    return {"bpb": bpb, **more, "samples": continuations(model, tokenizer, prompts, chat=chat)}

@@ -77,8 +77,8 @@ class Mfu(NamedTuple):
     def __str__(self) -> str:
         many = f" x {self.devices} devices" if self.devices > 1 else ""
         return (
-            f"tokens/s x {self.flops_per_token:.3g} FLOP a token (6 N + 6 L H hd T) / {self.peak.flops / 1e12:.3g} "
-            f"TFLOP/s ({self.peak.source}){many}"
+            f"tokens/s x {self.flops_per_token:.3g} FLOP a token (6 N + 6 L H hd T of all that trains) / "
+            f"{self.peak.flops / 1e12:.3g} TFLOP/s ({self.peak.source}){many}"
         )
 
     def record(self) -> dict[str, Any]:

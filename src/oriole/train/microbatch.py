@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from oriole.model.config import KEPT
+from oriole.model.deepconfig import training_memory
 from oriole.model.lm import LM
 from oriole.train.batch import Batch
 from oriole.train.machine import host_memory
@@ -101,7 +102,9 @@ def memory_of(
     share = trained / max(1, sum(p.numel() for p in model.parameters()))  # frozen weights have no gradients
 
     def memory(rows: int, length: int) -> dict[str, int]:
-        parts = model.config.training_memory(
+        parts = training_memory(
+            model.config,
+            None if model.deep is None else model.deep.table,
             rows,
             length,
             dtype.itemsize,

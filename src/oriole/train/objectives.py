@@ -1,19 +1,20 @@
 """What is minimised. An objective returns a SUM over its units and says how many units a batch has; the trainer
 divides once, by the global weight."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oriole.model.deep import Deep
 from oriole.model.lm import LM
 from oriole.train.batch import IGNORE, Batch
 
 __all__ = [
-    "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "head_weight", "token_log_probs",
-    "token_stats",
+    "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "further", "head_weight",
+    "supervision", "token_log_probs", "token_stats",
 ]  # fmt: skip
 
 CHUNK = 1024
@@ -52,7 +53,41 @@ class LMObjective:
     def __call__(self, model: LM, batch: Batch) -> Loss:
         out = model(batch.tokens, batch.doc, batch.pos)
         loss = cross_entropy(out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows, self._chunk)
-        return Loss(loss + out.aux * len(batch.rows), {})
+        metrics: dict[str, Tensor] = {}
+        if model.deep is not None:
+            metrics["lm_loss"] = loss.detach()
+            more, parts = supervision(model.deep, out.mid, head_weight(model), batch, self._chunk)
+            loss, metrics = loss + more, metrics | parts
+        return Loss(loss + out.aux * len(batch.rows), metrics)
+
+
+def supervision(
+    deep: Deep, mid: Sequence[Tensor], weight: Tensor, batch: Batch, chunk: ChunkFunction | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted losses of `mid`, states (B, T, D) that `deep` has made, as a 0-dim sum; and each by its name.
+
+    `weight` (V, D) is the model's head. A further token is trained where it is trained as a next one, too, and belongs
+    to the same document; its loss is a sum over those positions, which are fewer than the batch's trained tokens.
+    """
+    table, losses = deep.table, []
+    for state, ahead in zip(mid, [0] * len(table.depths) + list(range(1, table.tokens_ahead)), strict=True):
+        targets, rows = further(batch, ahead)
+        losses.append(cross_entropy(state.flatten(0, 1), weight, targets.flatten(), rows, chunk))
+    depths, tokens = losses[: len(table.depths)], losses[len(table.depths) :]
+    terms = [table.weight / len(depths) * loss for loss in depths]
+    terms += [table.ahead_weight / len(tokens) * loss for loss in tokens]
+    named = zip(deep.names(), losses, strict=True)
+    return torch.stack(terms).sum(), {f"{name}_loss": loss.detach() for name, loss in named}
+
+
+def further(batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+    """Targets (B, T) of the token k after the next one, IGNORE beyond the document's end, and rows (N,) that hold all
+    positions with such a target, each once; 0: the batch's own. A GPU is not asked how many there are."""
+    if k == 0:
+        return batch.targets, batch.rows
+    same = F.pad(batch.doc[:, k:], (0, k), value=-2) == batch.doc
+    targets = torch.where(same, batch.targets.roll(-k, 1), IGNORE)
+    return targets, (batch.rows - k) % batch.targets.numel()  # those before the first become the last, and have none
 
 
 def head_weight(model: LM) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from oriole.config import Config
 from oriole.model.config import KEPT, ModelConfig
+from oriole.model.deepconfig import flops_per_token, training_memory
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import (
     BEST_MFU,
@@ -23,7 +24,7 @@ from oriole.train.costs import (
     step_cost,
 )
 from oriole.train.recipe import Recipe
-from oriole.train.workload import Tokens, measured_parts, preparing_seconds, schedule_counts, steps_of
+from oriole.train.workload import Tokens, measured_parts, preparing_seconds, schedule_counts, steps_of, trained_share
 
 if TYPE_CHECKING:
     from oriole.train.probe import Probe
@@ -135,10 +136,12 @@ def plan_here(
         "evaluating": counts.evaluations * evaluation,
         "saving": counts.checkpoints * probe.save_seconds,
     }
-    flops = shape.flops_per_token(table.length)
+    flops = flops_per_token(shape, recipe.deep, table.length)
     rate = step_tokens / step
     cpu = not probe.device_is_gpu
-    parts = shape.training_memory(
+    parts = training_memory(
+        shape,
+        recipe.deep,
         table.batch_size,
         table.length,
         4 if probe.dtype == "float32" else 2,
@@ -147,8 +150,8 @@ def plan_here(
         compiled=probe.compiled,
         recompute=table.recompute,
     )
-    if recipe.lora is not None:
-        parts |= {name: int(recipe.lora.share(shape) * parts[name]) for name in ("gradients", "optimizer")}
+    share = trained_share(recipe, shape)
+    parts |= {name: int(share * parts[name]) for name in ("gradients", "optimizer")}
     notes = _notes_here(recipe, probe, memory_limit)
     return StagePlan(
         name=name,
@@ -242,7 +245,7 @@ def plan_there(
     memory = device_memory(load, cluster, strategy)
     cost = step_cost(load, cluster, strategy, network)
     counts = schedule_counts(recipe, steps)
-    flops = shape.flops_per_token(table.length)
+    flops = flops_per_token(shape, recipe.deep, table.length)
     seconds = {
         "preparing": preparing_seconds(recipe, tokens, CORES),
         "training": steps * cost.total,
@@ -297,7 +300,7 @@ def _share(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> Load:
         each = max(1, rows * accumulate // cluster.gpus)
         accumulate = next(n for n in range(-(-each // rows), each + 1) if each % n == 0)
         rows = each // accumulate
-    return Load(shape, rows, table.length, accumulate, table.optimizer, recompute=table.recompute)
+    return Load(shape, rows, table.length, accumulate, table.optimizer, recompute=table.recompute, deep=recipe.deep)
 
 
 def _strategy(recipe: Recipe, load: Load, cluster: Cluster, limit: int) -> Strategy:
@@ -346,7 +349,7 @@ def _rows_to_fill(load: Load, cluster: Cluster) -> int:
     shape = load.shape
     launching = (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
     speed = cluster.gpu.tflops * 1e12 * BEST_MFU * shape.dim / (shape.dim + WIDTH)
-    return math.ceil(launching * speed / (load.length * shape.flops_per_token(load.length)))
+    return math.ceil(launching * speed / (load.length * load.flops_per_token))
 
 
 def _smaller(recipe: Recipe, rows: int, now: int | None = None) -> str:
@@ -371,7 +374,7 @@ def _evaluation(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> float:
 
 def _saved(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of a checkpoint: weights and the optimizer's moments, fp32."""
-    parts = shape.training_memory(1, 1, optimizer=recipe.train.optimizer)
+    parts = training_memory(shape, recipe.deep, 1, 1, optimizer=recipe.train.optimizer)
     return parts["weights"] + parts["optimizer"]
 
 

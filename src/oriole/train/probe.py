@@ -29,6 +29,7 @@ from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
 from oriole.log import Metrics
 from oriole.model.config import ModelConfig
+from oriole.model.deepconfig import flops_per_token, num_params, training_memory
 from oriole.model.lm import LM
 from oriole.model.lora import attach
 from oriole.text.shards import Shards
@@ -43,6 +44,7 @@ from oriole.train.objectives import LMObjective
 from oriole.train.recipe import Recipe
 from oriole.train.stage import optim_config, train_config
 from oriole.train.validate import bits_per_byte
+from oriole.train.workload import trained_share
 
 __all__ = ["Probe", "peak_rss", "probe"]
 
@@ -262,6 +264,8 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
     model = LM(shape)
     model.set_dropout(recipe.train.dropout)
     model.recompute = recipe.train.recompute
+    if recipe.deep is not None:
+        model.supervise(recipe.deep, recipe.train.seed)
     if recipe.lora is not None:
         attach(model, recipe.lora)
     rows = _rows(recipe, shape)
@@ -273,8 +277,7 @@ def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, fol
         trainer = _trainer(recipe, model, data, trainer.config.steps, folder, compile=False)
     if rows < recipe.train.batch_size:
         _refuse_impossible(trainer, recipe.train.batch_size, recipe.train.length)
-    trained = 1.0 if recipe.lora is None else recipe.lora.share(shape)
-    saved_bytes = int(trained * (4 * shape.num_params() + _moments(recipe, shape)))
+    saved_bytes = int(trained_share(recipe, shape) * (4 * num_params(shape, recipe.deep) + _moments(recipe, shape)))
     if saved_bytes <= SAVED_BYTES:
         data.save = trainer.saver.save
     _fit(trainer)
@@ -331,7 +334,7 @@ def _rows(recipe: Recipe, shape: ModelConfig) -> int:
     device = choose_device(recipe.train.device)
     dtype, _ = choose_dtype(device, recipe.train.dtype)
     length, rows = recipe.train.length, recipe.train.batch_size
-    row_seconds = shape.flops_per_token(length) * length / (USUAL_MFU * peak_flops(device, dtype).flops)
+    row_seconds = flops_per_token(shape, recipe.deep, length) * length / (USUAL_MFU * peak_flops(device, dtype).flops)
     return max(1, min(rows, int(LONGEST_S / row_seconds)))
 
 
@@ -390,7 +393,7 @@ def _update(trainer: Trainer) -> None:
 
 def _moments(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of the optimizer's state."""
-    return shape.training_memory(1, 1, optimizer=recipe.train.optimizer)["optimizer"]
+    return training_memory(shape, recipe.deep, 1, 1, optimizer=recipe.train.optimizer)["optimizer"]
 
 
 def _saving(folder: Path, size: int) -> float:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 from oriole.model.config import LoraConfig, ModelConfig, preset
+from oriole.model.deepconfig import DeepConfig
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
@@ -207,6 +208,9 @@ class Recipe(Config):
     lora: LoraConfig | None = None
     """Train adapters on the parent's matrices instead of the whole model; with this table in any stage. The stage's
     model has them merged in, and they lie beside it as a PEFT folder, `adapter`."""
+    deep: DeepConfig | None = None
+    """With this table in pretrain, sft and distill: earlier depths or further tokens are predicted too while training.
+    What that takes stays in the checkpoints; the stage's model is without it."""
     reward: RewardTable = RewardTable()
     """Stage reward: the loss of a pair."""
     dpo: DPOTable = DPOTable()
@@ -261,6 +265,11 @@ class Recipe(Config):
             raise ValueError("give exactly one of train.tokens and train.epochs")
         if (self.stage == "distill") != (self.distill is not None):
             raise ValueError("stage distill, and no other, has a table [distill]; it names the teacher = FOLDER")
+        if self.deep is not None and self.stage in PREFERRING:
+            raise ValueError(
+                f'stage = "{self.stage}" has no [deep]: its loss is about whole answers, not the next token; leave the '
+                "table out, or use it in pretrain, sft or distill"
+            )
         if self.stage in ("ppo", "grpo"):
             self._rollouts_possible()
         if isinstance(self.model, str):

@@ -19,6 +19,7 @@ import oriole
 from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
+from oriole.model.deepconfig import flops_per_token
 from oriole.text.tokenizer import Tokenizer
 from oriole.train import dist, distill, dpo, grpo, lmtask, lora, ppo, reference, reward, track
 from oriole.train.checkpoint import write_json
@@ -79,8 +80,8 @@ def _run(recipe: Recipe) -> dict[str, Any]:
         metrics=metrics,
         evaluate=task.evaluate,
         fingerprint=task.fingerprint,
-        flops_per_token=task.lm.config.flops_per_token(
-            recipe.train.length, logits="reward" not in task.lm.scalar_heads
+        flops_per_token=flops_per_token(
+            task.lm.config, recipe.deep, recipe.train.length, logits="reward" not in task.lm.scalar_heads
         ),
         smart=recipe.smart,
     )
@@ -138,7 +139,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
     keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
-    tables = ("lora", "reward", "dpo", "rollout", "ppo", "grpo", "distill")
+    tables = ("lora", "deep", "reward", "dpo", "rollout", "ppo", "grpo", "distill")
     changed = [key for key in (*keys, *tables) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

@@ -19,7 +19,7 @@ from oriole.train.gradients import Objective
 from oriole.train.loop import Data
 from oriole.train.recipe import Recipe
 
-__all__ = ["PARENTS", "Task", "identity", "load_parent", "model_for", "parent_of"]
+__all__ = ["PARENTS", "Task", "identity", "load_parent", "model_for", "parent_of", "supervised"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     return model
 
 
+def supervised(recipe: Recipe, model: LM) -> LM:
+    """The model, with what the recipe's table [deep] adds to it for training."""
+    if recipe.deep is not None:
+        model.supervise(recipe.deep, recipe.train.seed)
+    return model
+
+
 def identity(recipe: Recipe, lm: LM, tokenizer: Tokenizer, data: Mapping[str, str]) -> dict[str, Any]:
     """The fingerprint that every stage has; `data` are the fingerprints of the training parts."""
     table = recipe.train
@@ -108,4 +115,5 @@ def identity(recipe: Recipe, lm: LM, tokenizer: Tokenizer, data: Mapping[str, st
         "data": dict(data),
         "parts": {name: {"weight": p.weight, "sources": p.sources} for name, p in recipe.parts.items()},
         "train": {"batch_size": table.batch_size, "length": table.length, "dropout": table.dropout},
+        **({} if recipe.deep is None else {"deep": recipe.deep.model_dump(mode="json")}),
     }

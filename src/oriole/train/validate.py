@@ -16,7 +16,7 @@ from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 from oriole.train import dist
 
-__all__ = ["bits_per_byte", "continuations"]
+__all__ = ["acceptance", "bits_per_byte", "continuations"]
 
 IGNORE = -100
 
@@ -49,6 +49,41 @@ def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: 
     model.train(was_training)
     nats, total_bytes = dist.sum(nats), dist.sum(total_bytes)
     return float(nats / math.log(2) / total_bytes) if total_bytes > 0 else math.nan
+
+
+@torch.inference_mode()
+def acceptance(model: LM, shards: Shards | View, *, length: int, max_tokens: int, batch: int = 16) -> dict[str, float]:
+    """How often the greedy guess at a further token (`LM.supervise`) is the model's own, by the token: {"2": share}.
+
+    The windows are those of `bits_per_byte`. Where the document goes on as it does, the guess from position i at token
+    i + 1 + k is held against what the model itself finds likeliest there, having seen all that comes before; that is
+    what self-speculative decoding accepts (Leviathan et al. 2023; DeepSeek-V3, section 5.4.3). It counts where the
+    token is a trained one: in chats the assistant's words. `nan` when nothing counts.
+    """
+    assert model.deep is not None, "the caller has asked whether there is anything to measure"
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    hits = torch.zeros(model.deep.table.tokens_ahead - 1, dtype=torch.int64, device=device)
+    counts = torch.zeros_like(hits)
+    windows = itertools.islice(_windows(shards, length, max_tokens), dist.rank(), None, dist.world())
+    for tokens, targets, doc in _batches(windows, batch, device):
+        out = model(tokens, doc=doc)
+        own = _greedy(model, out.h)
+        for k, state in enumerate(out.mid[len(model.deep.table.depths) :], start=1):
+            there = (targets[:, k:] != IGNORE) & (doc[:, k:] >= 0)
+            hits[k - 1] += ((_greedy(model, state)[:, :-k] == own[:, k:]) & there).sum()
+            counts[k - 1] += there.sum()
+    model.train(was_training)
+    hits, counts = dist.sum(hits), dist.sum(counts)
+    shares = (hits / counts).tolist()  # 0 / 0 is nan
+    return {str(k): round(share, 4) for k, share in enumerate(shares, start=2)}
+
+
+def _greedy(model: LM, h: torch.Tensor) -> torch.Tensor:
+    """The likeliest tokens (B, T) of states h (B, T, D), in pieces, so that the logits of a batch never exist."""
+    pieces = [model.head("logits", part).argmax(-1) for part in torch.split(h.flatten(0, 1), 1024)]
+    return torch.cat(pieces).view(h.shape[:2])
 
 
 def _windows(shards: Shards | View, length: int, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

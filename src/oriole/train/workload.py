@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from oriole.config import Config, apply_overrides, parse_overrides, validate
-from oriole.model.config import preset
+from oriole.model.config import ModelConfig, preset
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import Load, Strategy, device_memory
 from oriole.train.recipe import PREFERRING, Recipe
@@ -21,6 +21,7 @@ __all__ = [
     "preset_recipe",
     "schedule_counts",
     "steps_of",
+    "trained_share",
 ]
 
 
@@ -49,6 +50,14 @@ def schedule_counts(recipe: Recipe, steps: int) -> Counts:
     every = recipe.eval.every or max(1, math.ceil(steps / 5))
     save = recipe.checkpoint.every or max(1, math.ceil(steps / 10))
     return Counts(evaluations=len({0, steps, *range(0, steps, every)}), checkpoints=math.ceil(steps / save))
+
+
+def trained_share(recipe: Recipe, shape: ModelConfig) -> float:
+    """Share of the weights that train, those of [deep] among them; all without LoRA."""
+    if recipe.lora is None:
+        return 1.0
+    beside = 0 if recipe.deep is None else recipe.deep.num_params(shape)
+    return (recipe.lora.num_params(shape) + beside) / (shape.num_params() + beside)
 
 
 def measured_parts(recipe: Recipe) -> int:
