@@ -256,7 +256,7 @@ class Oriole:
                 writing[engine.submit(ids, sampling)] = place, _Text(self.tokenizer, how.stop)
             if not writing:
                 return
-            for request, token, finish in engine.step():
+            for request, token, finish, _ in engine.step():
                 place, text = writing[request]
                 piece = text.add(token, finish)
                 if text.ended:

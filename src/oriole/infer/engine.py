@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from oriole.errors import ModelError
 from oriole.infer.sample import Sampling, sample
-from oriole.model.lm import LM, Cache
+from oriole.model.lm import LM, NO_REASONING, Cache, Out
+from oriole.model.reasoning import Pondering
 
-__all__ = ["Completion", "Constraint", "Engine", "Event", "Finish"]
+__all__ = ["Completion", "Constraint", "Engine", "Event", "Finish", "Pondered"]
 
 Finish = Literal["stop", "length"]
 """stop: an id of `stop_ids` came; length: `max_new_tokens` or the context is used up."""
@@ -33,12 +34,23 @@ ROUND = 64
 """Cache lengths are rounded up to it, so that a slightly longer request does not mean a new cache."""
 
 
+class Pondered(NamedTuple):
+    """How a model with a latent block came to an id."""
+
+    steps: int
+    """Iterations made."""
+    confidence: float
+    """The probability that the likeliest id was the right one, as the model sees it."""
+
+
 class Event(NamedTuple):
     """One new id of one request. With `finish` it is the last; "stop" says that the id itself is the stop id."""
 
     request: int
     token: int
     finish: Finish | None
+    pondered: Pondered | None = None
+    """None for a model without a latent block."""
 
 
 class Completion(NamedTuple):
@@ -70,11 +82,17 @@ class Engine:
     """
 
     def __init__(
-        self, model: LM, max_batch: int = 8, context: int | None = None, vocab_size: int | None = None
+        self,
+        model: LM,
+        max_batch: int = 8,
+        context: int | None = None,
+        vocab_size: int | None = None,
+        pondering: Pondering | None = None,
     ) -> None:
         """At most `max_batch` requests run at a time, the others wait. `context` may shorten the model's own.
 
-        Ids from `vocab_size` on never come: for embeddings that were padded beyond the tokenizer.
+        Ids from `vocab_size` on never come: for embeddings that were padded beyond the tokenizer. `pondering` says how
+        long a model with a latent block thinks over each id, by default as its config does.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch = {max_batch}: at least one request must be able to run")
@@ -82,6 +100,10 @@ class Engine:
         self.max_batch = max_batch
         self.context = min(context or model.config.context, model.config.context)
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+        r = model.config.reasoning
+        if pondering is not None and r is None:
+            raise ModelError(NO_REASONING)
+        self.pondering = pondering or (Pondering(r.steps, r.threshold) if r is not None else None)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._cache: Cache | None = None
@@ -138,8 +160,8 @@ class Engine:
             rows = self._running[first:]
             if not rows:
                 return []
-            logits = self._prefill(first) if joining else self._decode()
-            return self._settle(first, self._sample(logits[:, : self.vocab_size], rows))
+            logits, pondered = self._prefill(first) if joining else self._decode()
+            return self._settle(first, self._sample(logits[:, : self.vocab_size], rows), pondered)
 
     def complete(self, requests: Iterable[tuple[Sequence[int], Sampling]]) -> Iterator[Completion]:
         """All the requests, each given when it is finished; the longest prompts go first, which pads least."""
@@ -181,8 +203,8 @@ class Engine:
             self._reserve(len(self._running), max(r.limit for r in self._running))
         return len(joining)
 
-    def _prefill(self, first: int) -> Tensor:
-        """Logits (B, V) after the prompts of the rows from `first` on."""
+    def _prefill(self, first: int) -> tuple[Tensor, list[Pondered | None]]:
+        """Logits (B, V) after the prompts of the rows from `first` on, and how they were come by."""
         assert self._cache is not None
         prompts = [r.ids for r in self._running[first:]]
         lengths = torch.tensor([len(p) for p in prompts])
@@ -191,20 +213,22 @@ class Engine:
         doc = torch.where(torch.arange(width) < lengths[:, None], 0, -1)
         cache = self._cache.rows(first, len(self._running))
         cache.lengths = [0] * len(prompts)
-        h = self.model(tokens.to(self._device), doc=doc.to(self._device), cache=cache).h
+        ends = (lengths - 1).to(self._device)
+        pondering = self.pondering and self.pondering._replace(at=ends)  # the last token alone has something to say
+        out = self.model(tokens.to(self._device), doc=doc.to(self._device), cache=cache, pondering=pondering)
         self._cache.lengths[first : len(self._running)] = cache.lengths
-        last = h[torch.arange(len(prompts), device=self._device), (lengths - 1).to(self._device)]  # (B, D)
-        return self.model.head("logits", last)
+        place = torch.arange(len(prompts), device=self._device), ends
+        return self.model.head("logits", out.h[place]), _pondered(out, place)
 
-    def _decode(self) -> Tensor:
-        """Logits (B, V) after the last id of every running row."""
+    def _decode(self) -> tuple[Tensor, list[Pondered | None]]:
+        """Logits (B, V) after the last id of every running row, and how they were come by."""
         assert self._cache is not None
         count = len(self._running)
         cache = self._cache.rows(0, count)
         tokens = torch.tensor([[r.ids[-1]] for r in self._running])
-        h = self.model(tokens.to(self._device), cache=cache).h
+        out = self.model(tokens.to(self._device), cache=cache, pondering=self.pondering)
         self._cache.lengths[:count] = cache.lengths
-        return self.model.head("logits", h[:, -1])
+        return self.model.head("logits", out.h[:, -1]), _pondered(out, (slice(None), -1))
 
     def _sample(self, logits: Tensor, rows: list[_Request]) -> list[int]:
         masks = None
@@ -213,11 +237,11 @@ class Engine:
         ids = sample(logits, [r.sampling for r in rows], [r.ids for r in rows], [r.generator for r in rows], masks)
         return [int(i) for i in ids.tolist()]
 
-    def _settle(self, first: int, ids: list[int]) -> list[Event]:
+    def _settle(self, first: int, ids: list[int], pondered: list[Pondered | None]) -> list[Event]:
         """Note the new ids of the rows from `first` on and free the rows that are done."""
         events = []
         done = []
-        for row, token in enumerate(ids, first):
+        for row, (token, how) in enumerate(zip(ids, pondered, strict=True), first):
             request = self._running[row]
             request.ids.append(token)
             finish: Finish | None = None
@@ -225,7 +249,7 @@ class Engine:
                 finish = "stop"
             elif len(request.ids) >= request.limit:
                 finish = "length"
-            events.append(Event(request.number, token, finish))
+            events.append(Event(request.number, token, finish, how))
             if finish is not None:
                 done.append(row)
         for row in reversed(done):  # from the end, so that the row that moves up is never one that is done
@@ -264,6 +288,14 @@ class Engine:
     @property
     def _device(self) -> torch.device:
         return self.model.embedding.weight.device
+
+
+def _pondered(out: Out, place: tuple[Any, Any]) -> list[Pondered | None]:
+    """What became of the tokens at `place`, one of each row."""
+    if out.thought is None:
+        return [None] * len(out.h)
+    steps, sure = (x[place].tolist() for x in out.thought)
+    return [Pondered(*each) for each in zip(steps, sure, strict=True)]
 
 
 @contextmanager

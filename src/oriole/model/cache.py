@@ -75,7 +75,7 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.windows = [layer.window for layer in config.layers]
+        self.windows = list(config.windows)
         shapes = [(batch, config.num_kv_heads, min(length, w or length), config.head_dim) for w in self.windows]
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]

@@ -10,7 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from oriole.config import Config, validate
 from oriole.errors import ConfigError
 
-__all__ = ["LORA_TARGETS", "PRESETS", "Layer", "LoraConfig", "LoraTarget", "ModelConfig", "MoeConfig", "preset"]
+__all__ = [
+    "LORA_TARGETS", "PRESETS", "Layer", "LoraConfig", "LoraTarget", "ModelConfig", "MoeConfig", "ReasoningConfig",
+    "preset",
+]  # fmt: skip
 
 
 KEPT = 1024
@@ -99,6 +102,24 @@ class MoeConfig(Config):
         return self
 
 
+class ReasoningConfig(Config):
+    """The block behind the last one that is applied several times (model.reasoning)."""
+
+    steps: int = Field(4, ge=1)
+    """Iterations while training, and at most in use unless a call says otherwise."""
+    layers: int = Field(1, ge=1)
+    """Layers of the block; all iterations share their weights."""
+    threshold: float = Field(0.9, gt=0, le=1)
+    """A token halts in use when its confidence is above it; 1: never before the last step."""
+    cross: bool = False
+    """The layers also look at a context that is given beside the tokens: retrieved passages, earlier turns."""
+    step_embedding: bool = False
+    """A learnt vector for each iteration, as in the Universal Transformer."""
+    confidence_weight: float = Field(0.1, gt=0)
+    """Weight of the confidence head's loss. The head itself learns the same whatever it is, as far as the optimizer is
+    indifferent to the size of gradients; it says how much of the model works for the head."""
+
+
 class ModelConfig(Config):
     """Shape of a decoder that is exactly Qwen3 (dense), or Llama when `qk_norm` is off; `pattern` switches on more."""
 
@@ -142,6 +163,8 @@ class ModelConfig(Config):
     """yarn: the context that the model was trained with, where it is not context / rope_factor."""
     moe: MoeConfig = MoeConfig()
     """The experts, where the pattern has any."""
+    reasoning: ReasoningConfig | None = None
+    """A latent block that is applied several times before a token is said; null: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -198,6 +221,12 @@ class ModelConfig(Config):
         return tuple(itertools.islice(itertools.cycle(_WORD.findall(self.pattern)), self.num_layers))
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """What each layer that has keys and values sees: the L blocks, then a latent block's, whose iterations share
+        theirs and which sees everything."""
+        return tuple(layer.window for layer in self.layers) + (None,) * (self.reasoning.layers if self.reasoning else 0)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
         out: dict[str, Any] = {}
@@ -207,6 +236,8 @@ class ModelConfig(Config):
             out["pattern"] = self.pattern
             if local:
                 out["window"] = self.window
+        if self.reasoning is not None:
+            out["reasoning"] = self.reasoning.model_dump()
         return out
 
     def num_params(self) -> int:
@@ -216,7 +247,21 @@ class ModelConfig(Config):
         norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
         layer = attention + 3 * self.dim * self.ffn_dim + norms
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return embeddings + self.num_layers * layer + self.dim
+        return embeddings + self.num_layers * layer + self.dim + self._reasoning_params()
+
+    def _attention_params(self) -> int:
+        """Parameters of one attention of a latent layer, its norms included."""
+        query, kv = self.num_heads * self.head_dim, 2 * self.num_kv_heads * self.head_dim
+        return self.dim * (2 * query + kv) + self.dim + (2 * self.head_dim if self.qk_norm else 0)
+
+    def _reasoning_params(self) -> int:
+        """Parameters of the latent block, the factor of its state, its step embedding and its confidence head."""
+        r = self.reasoning
+        if r is None:
+            return 0
+        attention = self._attention_params()
+        layer = attention * (2 if r.cross else 1) + 3 * self.dim * self.ffn_dim + self.dim
+        return r.layers * layer + (r.steps * self.dim if r.step_embedding else 0) + 2 * self.dim + 1
 
     def flops_per_token(self, length: int, *, logits: bool = True) -> float:
         """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
@@ -224,17 +269,24 @@ class ModelConfig(Config):
         A tied head counts once, as the head. The second term is causal attention: 12 L D T for the full square
         (Chowdhery et al. 2022, appendix B), halved because only half of it is computed; a layer with a window W < T
         computes W - W^2 / 2T keys a query instead of T / 2. Without `logits`, as in a reward model, there is no head of
-        that size.
+        that size. A latent block counts as often as it is applied, its keys and values once, and the head, which reads
+        every iteration, as often; what is done with a context beside the tokens is not counted.
         """
         embeddings = self.vocab_size * self.dim
         matrices = self.num_params() - (0 if self.tie_embeddings else embeddings) - (0 if logits else embeddings)
         windows = [min(length, layer.window or length) for layer in self.layers]
         keys = sum(w - w * w / (2 * length) for w in windows)
+        r = self.reasoning
+        if r is not None:
+            again = r.layers * (2 * self.dim * self.num_heads * self.head_dim + 3 * self.dim * self.ffn_dim)
+            matrices += (r.steps - 1) * (again + (embeddings if logits else 0))
+            matrices -= r.layers * (self._attention_params() if r.cross else 0)
+            keys += r.steps * r.layers * length / 2
         return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
 
     def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
         """Bytes of keys and values for `batch` sequences of `length` tokens; an L layer keeps its window only."""
-        columns = sum(min(length, layer.window or length) for layer in self.layers)
+        columns = sum(min(length, window or length) for window in self.windows)
         return 2 * batch * columns * self.num_kv_heads * self.head_dim * bytes_per_value
 
     def training_memory(
@@ -272,7 +324,8 @@ class ModelConfig(Config):
                 size = query_block(length, layer.window)
                 met += min((length + size) / 2, size + (layer.window or length))
             block += int(rows * self.num_heads * met / self.num_layers * b)
-        blocks = block + (self.num_layers - 1) * rows * self.dim * 4 if recompute else self.num_layers * block
+        applied = self.num_layers + (self.reasoning.layers * self.reasoning.steps if self.reasoning else 0)
+        blocks = block + (applied - 1) * rows * self.dim * 4 if recompute else applied * block
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)
         match optimizer:

@@ -72,7 +72,8 @@ def to_hf(model: LM) -> dict[str, Tensor]:
     """The model's parameters under their Hugging Face names; fused matrices appear as views of their parts.
 
     A tied head is left out, as is a value head. A reward model has `score.weight`, and no head for logits. What an
-    option adds to a block keeps its own name, below `model.layers.N`.
+    option adds to a block keeps its own name, below `model.layers.N`, and so do the parameters of a latent block, below
+    `model.reasoning`.
     """
     c = model.config
     heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
@@ -95,6 +96,8 @@ def to_hf(model: LM) -> dict[str, Tensor]:
         out[at + "mlp.up_proj.weight"] = up
         out[at + "mlp.down_proj.weight"] = block.mlp.down.weight
         out |= {at + name: p for name, p in block.named_parameters() if _STANDARD.fullmatch(name) is None}
+    if model.reasoning is not None:
+        out |= {"model.reasoning." + name: parameter for name, parameter in model.reasoning.named_parameters()}
     out["model.norm.weight"] = model.norm.weight
     if "reward" in model.scalar_heads:
         out["score.weight"] = model.scalar_heads["reward"].get_parameter("weight")

@@ -9,18 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from oriole.errors import ModelError
+from oriole.errors import ConfigError, ModelError
 from oriole.model.attention import Backend, Band, Mask, mask_for
 from oriole.model.cache import Cache, LayerCache
 from oriole.model.config import ModelConfig
 from oriole.model.deep import Deep
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.layers import Block, RMSNorm
+from oriole.model.reasoning import Context, Pondering, Reasoning, Sight, Thought
 from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
 
 __all__ = ["LM", "Cache", "Head", "Out"]
 
-Head = Literal["logits", "value", "reward"]
+NO_REASONING = "this model has no latent block to reason with; train one with model.reasoning.steps=4"
+
+Head = Literal["logits", "value", "reward", "confidence"]
 
 
 class Out(NamedTuple):
@@ -33,6 +36,8 @@ class Out(NamedTuple):
     (`LM.supervise`); empty for the standard model."""
     aux: Tensor
     """Auxiliary loss per unit (router balance), 0-dim; zero for the standard model."""
+    thought: Thought | None = None
+    """Steps and confidence of each token, where the call said how long to think."""
 
 
 class LM(nn.Module):
@@ -51,6 +56,7 @@ class LM(nn.Module):
         arithmetic for a fraction of the activations' memory (Chen et al. 2016)."""
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
+        self.reasoning = Reasoning(config) if config.reasoning else None
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
@@ -71,7 +77,10 @@ class LM(nn.Module):
 
     def supervise(self, table: DeepConfig, seed: int) -> None:
         """From now on a forward pass without a cache gives states for further losses (`Out.mid`), by weights drawn with
-        a seed of their own: those of the model stay as they are. `ConfigError` where a depth is not one of its."""
+        a seed of their own: those of the model stay as they are. `ConfigError` where a depth is not one of its, and for
+        a model with a latent block, of which every iteration is supervised anyway."""
+        if self.reasoning is not None:
+            raise ConfigError("a model with a latent block (model.reasoning) supervises its iterations; leave out deep")
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             deep = Deep(self.config, table)
@@ -101,8 +110,14 @@ class LM(nn.Module):
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         layers = [f"blocks.{i}" for i in range(c.num_layers)]
         layers += [f"deep.ahead.{k}.block" for k in range(0 if self.deep is None else len(self.deep.ahead))]
-        qkv = {f"{layer}.attention.qkv.weight": (q, kv, kv) for layer in layers}
-        return qkv | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
+        qkv: dict[str, tuple[int, ...]] = {f"{layer}.attention.qkv.weight": (q, kv, kv) for layer in layers}
+        kv_only: dict[str, tuple[int, ...]] = {}
+        if c.reasoning is not None:
+            latent = [f"reasoning.layers.{i}" for i in range(c.reasoning.layers)]
+            layers += latent
+            names = ("attention", "cross_attention") if c.reasoning.cross else ("attention",)
+            kv_only = {f"{layer}.{name}.kv.weight": (kv, kv) for layer in latent for name in names}
+        return qkv | kv_only | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
 
     def set_dropout(self, p: float) -> None:
         """Dropout probability of the residual branches while training."""
@@ -111,9 +126,18 @@ class LM(nn.Module):
             block.dropout = p
         if self.deep is not None:
             self.deep.like(self.blocks[-1])
+        if self.reasoning is not None:
+            self.reasoning.set_dropout(p)
 
     def forward(
-        self, tokens: Tensor, doc: Tensor | None = None, pos: Tensor | None = None, cache: Cache | None = None
+        self,
+        tokens: Tensor,
+        doc: Tensor | None = None,
+        pos: Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        pondering: Pondering | None = None,
+        context: Context | None = None,
     ) -> Out:
         """Hidden states of tokens (B, T).
 
@@ -121,6 +145,8 @@ class LM(nn.Module):
         document a row; `pos` (B, T) are the rotary positions, by default 0 … T - 1.
         With a cache: the tokens continue the cached rows; `doc` < 0 marks padding at the end of a row, which is not
         kept (other values of `doc` mean nothing there). Rows may have different lengths.
+        A model with a latent block applies it as often as its config says, and gives the states of all iterations as
+        `mid`; with `pondering` as long as that says, token by token. `context` is for one that can look at it.
         `ModelError` when the tokens fit neither the model's context nor the cache.
         """
         b, t = tokens.shape
@@ -140,27 +166,43 @@ class LM(nn.Module):
         if pos is not None:
             cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
 
+        layers: list[LayerCache | None] = [None] * len(masks)
+        if cache is not None:
+            layers = [LayerCache(*each) for each in zip(cache.keys, cache.values, places, strict=True)]
         x = embedded = self.embedding(tokens)
         kept = []  # residual streams of supervised depths
         for i, block in enumerate(self.blocks):
-            layer = None if cache is None else LayerCache(cache.keys[i], cache.values[i], places[i])
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, masks[i], layer, backend, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, masks[i], layers[i], backend, use_reentrant=False)
             else:
-                x = block(x, cos, sin, masks[i], layer, backend)
+                x = block(x, cos, sin, masks[i], layers[i], backend)
             if self.deep is not None and i + 1 in self.deep.table.depths:
                 kept.append(x)
         mid: tuple[Tensor, ...] = ()
         if self.deep is not None and cache is None:
             recompute = self.recompute and torch.is_grad_enabled()
-            mid = self.deep(kept, x, embedded, cos, sin, masks[-1], backend, recompute)
+            mid = self.deep(kept, x, embedded, cos, sin, masks[len(self.blocks) - 1], backend, recompute)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
-        return Out(self.norm(x), mid, torch.zeros((), device=tokens.device))
+        aux = torch.zeros((), device=tokens.device)
+        if self.reasoning is None:
+            if pondering is not None or context is not None:
+                raise ModelError(NO_REASONING)
+            return Out(self.norm(x), mid, aux)
+        if context is not None and not self.reasoning.config.cross:
+            raise ModelError("this model looks at no context; train one with model.reasoning.cross=true")
+        latent = layers[len(self.blocks) :]
+        sight = Sight(cos, sin, masks[-1], backend, context)
+        if pondering is None:
+            recompute = self.recompute and torch.is_grad_enabled()
+            every = self.reasoning.iterations(x, sight, self.norm, latent, recompute=recompute)
+            return Out(every[-1], every, aux)
+        h, thought = self.reasoning.ponder(x, sight, self.norm, latent, pondering)
+        return Out(h, (), aux, thought)
 
     def _masks(self, doc: Tensor | None, length: int, backend: Backend) -> list[Mask | None]:
         """What the queries of each layer see, made once for each kind of layer; a window as long as the row is none."""
-        windows = [w if w is not None and w < length else None for w in (layer.window for layer in self.config.layers)]
+        windows = [w if w is not None and w < length else None for w in self.config.windows]
         made: dict[int | None, Mask | None] = {}
         for window in set(windows):
             if doc is not None:
@@ -174,9 +216,13 @@ class LM(nn.Module):
             raise ModelError(f"{length} tokens exceed the model's context of {self.config.context}; give it fewer")
 
     def head(self, name: Head, h: Tensor) -> Tensor:
-        """Logits (…, V), or a value or reward (…,), of hidden states h (…, D)."""
+        """Logits (…, V), or a value, a reward or the log-odds of being right (…,), of hidden states h (…, D)."""
         if name == "logits":
             return F.linear(h, self.embedding.weight if self.lm_head is None else self.lm_head.weight)
+        if name == "confidence":
+            if self.reasoning is None:
+                raise ModelError(NO_REASONING)
+            return self.reasoning.confidence(h)
         if name not in self.scalar_heads:
             raise ModelError(f"this model has no {name} head; build it with LM(config, heads=('{name}',))")
         return self.scalar_heads[name](h).squeeze(-1)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from oriole.train.batch import IGNORE, Batch
 
 __all__ = [
     "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "further", "head_weight",
-    "supervision", "token_log_probs", "token_stats",
+    "iteration_loss", "supervision", "token_log_probs", "token_stats",
 ]  # fmt: skip
 
 CHUNK = 1024
@@ -52,6 +52,8 @@ class LMObjective:
 
     def __call__(self, model: LM, batch: Batch) -> Loss:
         out = model(batch.tokens, batch.doc, batch.pos)
+        if model.config.reasoning is not None:
+            return iteration_loss(model, out.mid, batch.targets.flatten(), batch.rows)
         loss = cross_entropy(out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows, self._chunk)
         metrics: dict[str, Tensor] = {}
         if model.deep is not None:
@@ -88,6 +90,32 @@ def further(batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     same = F.pad(batch.doc[:, k:], (0, k), value=-2) == batch.doc
     targets = torch.where(same, batch.targets.roll(-k, 1), IGNORE)
     return targets, (batch.rows - k) % batch.targets.numel()  # those before the first become the last, and have none
+
+
+def iteration_loss(model: LM, every: Sequence[Tensor], targets: Tensor, rows: Tensor) -> Loss:
+    """The loss of a model with a latent block, from its states after every iteration, (B, T, D) each.
+
+    Every iteration is to answer as well as it can, so the loss is the mean of their cross-entropies (deep supervision
+    over the steps). PonderNet (Banino et al. 2021) weights them by the probability to halt there and holds that to a
+    geometric prior; but such a probability says when to stop, not how likely one is right, it is the prior that decides
+    how many steps are made, and an iteration that is halted at seldom is hardly trained, so that the number of steps
+    could not be chosen afterwards. Here halting follows from a probability that can be checked: the confidence head
+    learns by log loss whether the likeliest token of its own state is the right one.
+    """
+    weight, right = head_weight(model), targets[rows]
+    doubt = torch.zeros((), device=weight.device)
+    losses = []
+    for h in every:
+        states = h.flatten(0, 1)[rows]
+        stats = token_stats(states, weight, right)
+        losses.append(-stats.log_probs.sum())
+        sure = model.head("confidence", states).float()
+        doubt = doubt + F.binary_cross_entropy_with_logits(sure, stats.hits.float(), reduction="sum")
+    cross = torch.stack(losses).mean()
+    assert model.config.reasoning is not None
+    total = cross + model.config.reasoning.confidence_weight * doubt / len(every)
+    metrics = {"first_loss": losses[0], "last_loss": losses[-1], "confidence_loss": doubt / len(every)}
+    return Loss(total, {name: value.detach() for name, value in metrics.items()})
 
 
 def head_weight(model: LM) -> Tensor:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from oriole.infer import calibration
+
 __all__ = ["accuracy", "auc", "calibration_error", "correlation", "figures"]
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 
-BINS = 10
+BINS = calibration.BINS
 
 
 def figures(chosen: Floats, rejected: Floats, margin: Floats, chosen_tokens: Floats, rejected_tokens: Floats,
@@ -58,17 +60,11 @@ def auc(chosen: Floats, rejected: Floats) -> float:
 def calibration_error(chosen: Floats, rejected: Floats, bins: int = BINS) -> float:
     """Expected calibration error of the probability that Bradley and Terry's model gives its own verdict, 0 … 1.
 
-    The model prefers the higher score and is sigmoid(|r_c - r_r|) sure of it, at least one half. The pairs are sorted
-    into `bins` equal parts of [1/2, 1] by that; in each, the share of right verdicts is compared with the mean
-    confidence, and the absolute differences are averaged by the number of pairs (Guo et al. 2017, eq. 3). A tie is half
-    right.
+    The model prefers the higher score and is sigmoid(|r_c - r_r|) sure of it, at least one half. A tie is half right.
     """
     gap = chosen - rejected
-    sure = 1.0 / (1.0 + np.exp(-np.abs(gap)))
     right = (gap > 0) + 0.5 * (gap == 0)
-    places = np.minimum(((sure - 0.5) * 2 * bins).astype(np.int64), bins - 1)
-    difference = np.bincount(places, right - sure, minlength=bins)
-    return float(np.abs(difference).sum() / len(gap))
+    return calibration.calibration_error(1.0 / (1.0 + np.exp(-np.abs(gap))), right, bins, least=0.5)
 
 
 def correlation(x: Floats, y: Floats) -> float:

@@ -93,6 +93,9 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
             f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
             "they belong to different models"
         )
+    if model.reasoning is not None and recipe.stage not in ("pretrain", "sft"):
+        # Other losses say nothing about being right; and what never gets a gradient would hold up a group of processes.
+        model.reasoning.confidence_head.requires_grad_(False)
     model.set_dropout(recipe.train.dropout)
     model.recompute = recipe.train.recompute
     return model
