@@ -16,7 +16,18 @@ from typing import Any, Literal
 from oriole.apps.curves import Mark, Points
 from oriole.log import human
 
-__all__ = ["Band", "Chart", "Line", "draw", "linear_ticks", "log_ticks", "merged_marks", "shares", "visible"]
+__all__ = [
+    "Band",
+    "Chart",
+    "Line",
+    "attribute",
+    "draw",
+    "linear_ticks",
+    "log_ticks",
+    "merged_marks",
+    "shares",
+    "visible",
+]
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2060-\u2069\ufeff]")
 
@@ -35,7 +46,7 @@ def visible(value: Any) -> str:
     return _UNSEEN.sub(lambda found: f'<span class="sign">{ord(found[0]):04X}</span>', escape(str(value)))
 
 
-def _attribute(value: str) -> str:
+def attribute(value: str) -> str:
     """The same in an attribute, where no sign can stand."""
     return escape(_UNSEEN.sub("", value))
 
@@ -95,7 +106,7 @@ def draw(chart: Chart, width: float) -> str:
     drawn += [_line(line, scale, chart) for line in chart.lines]
     flags = "".join(
         f'<i class="flag k-{_kind(m.what)}" style="left:{_percent(scale.x(m.tokens))}" '
-        f'title="{_attribute(f"{m.what}, step {m.step:,}: {m.why}")}"></i>'
+        f'title="{attribute(f"{m.what}, step {m.step:,}: {m.why}")}"></i>'
         for m in chart.marks
     )
     unit = f"{chart.unit}, log scale" if log else chart.unit
@@ -109,7 +120,7 @@ def draw(chart: Chart, width: float) -> str:
         f'<figure class="chart"><figcaption><b>{visible(chart.title)}</b><span class="legend">{legend}</span>'
         f"<small>{visible(unit)}</small></figcaption>"
         f'<div class="plot"><div class="ys">{_labels(rows, "top")}</div><div class="area">'
-        f'<svg viewBox="{box}" preserveAspectRatio="none" role="img" aria-label="{_attribute(said)}">'
+        f'<svg viewBox="{box}" preserveAspectRatio="none" role="img" aria-label="{attribute(said)}">'
         f"{grid}{''.join(drawn)}</svg>{flags}</div>"
         f'<span class="xname">tokens</span><div class="xs">{_labels(columns, "left")}</div></div>{about}</figure>'
     )
@@ -210,7 +221,7 @@ def _line(line: Line, scale: _Scale, chart: Chart) -> str:
     if line.style == "dots" or len(line.points) == 1:
         out += [
             f'<path class="dot {colour}" d="M{scale.x(x):.1f} {scale.y(y):.1f}h0">'
-            f"<title>{_attribute(line.name)} {_value(y, chart.percent)} at {human(x)} tokens</title></path>"
+            f"<title>{attribute(line.name)} {_value(y, chart.percent)} at {human(x)} tokens</title></path>"
             for x, y in line.points
             if math.isfinite(y)
         ]
@@ -315,7 +326,7 @@ def shares(parts: Mapping[str, float], words: Mapping[str, str]) -> str:
         return ""
     colours = dict(zip(parts, itertools.cycle((1, 0, 2, 3, 5, 4)), strict=False))
     bar = "".join(
-        f'<i class="c{colours[name]}" style="width:{100 * value / whole:.2f}%" title="{_attribute(name)}"></i>'
+        f'<i class="c{colours[name]}" style="width:{100 * value / whole:.2f}%" title="{attribute(name)}"></i>'
         for name, value in parts.items()
     )
     legend = "".join(

@@ -5,7 +5,9 @@ shown as a sign. A policy in the page forbids scripts and loading, in case somet
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,11 +46,21 @@ def page(run: str, report: Mapping[str, Any], stages: Sequence[StageLog]) -> str
 
 
 def frame(
-    title: str, lead: Sequence[tuple[str, str]], sections: Sequence[tuple[str, str, str]], footer: str = "Oriole"
+    title: str,
+    lead: Sequence[tuple[str, str]],
+    sections: Sequence[tuple[str, str, str]],
+    footer: str = "Oriole",
+    *,
+    style: str = "",
+    script: str = "",
 ) -> str:
-    """A page: `lead` are (figure, what it is), `sections` (id, title, HTML); those without HTML are left out."""
+    """A page: `lead` are (figure, what it is), `sections` (id, title, HTML); those without HTML are left out.
+
+    A `script` is the only one that the page's policy lets run, known by its hash.
+    """
     css = Path(text.__file__).with_name("cleanpage.css").read_text(encoding="utf-8")
-    css += Path(__file__).with_name("reportpage.css").read_text(encoding="utf-8")
+    css += Path(__file__).with_name("reportpage.css").read_text(encoding="utf-8") + style
+    digest = b64encode(sha256(script.encode()).digest()).decode()
     shown = [(name, words, body) for name, words, body in sections if body]
     return _PAGE.format(
         title=visible(title),
@@ -59,6 +71,8 @@ def frame(
             f'<section id="{name}"><h2>{visible(words)}</h2>{body}</section>' for name, words, body in shown
         ),
         footer=footer,
+        policy=f"; script-src 'sha256-{digest}'" if script else "",
+        script=f"<script>{script}</script>\n" if script else "",
     )
 
 
@@ -355,7 +369,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'{policy}">
 <title>{title} · Oriole</title>
 <style>{css}</style>
 </head>
@@ -364,6 +378,6 @@ _PAGE = """<!doctype html>
 <nav>{nav}</nav>
 <main>{sections}</main>
 <footer>{footer}</footer>
-</body>
+{script}</body>
 </html>
 """

@@ -341,6 +341,37 @@ def evaluate(
     print(json.dumps(result, ensure_ascii=False) if as_json else report.questions_table(result))
 
 
+@app.command(
+    epilog='Example: oriole inspect runs/demo "两个黄鹂鸣翠柳"   (mode=text: the text without roles; answer=0: nothing '
+    "after it; html=FILE for the page; what a run's data holds: oriole data inspect RUN)"
+)
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, or a model folder.", metavar="RUN")],
+    text: Annotated[str, typer.Argument(help="What the model is to read.", metavar="TEXT")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """What a model does with a text: tokens, embeddings, attention, what every layer would say, what comes next."""
+    from rich.console import Console
+
+    from oriole.apps.api import Oriole
+    from oriole.apps.inside import InsideConfig, describe
+    from oriole.apps.insidepage import write_page
+    from oriole.apps.insidetext import show
+    from oriole.config import parse_overrides, validate
+    from oriole.log import say
+
+    config = validate(InsideConfig, parse_overrides(settings or []), "oriole inspect")
+    made = describe(Oriole(path), text, config)
+    if as_json:
+        print(json.dumps(made, ensure_ascii=False))
+        return
+    write_page(made, config.html)
+    console = Console(highlight=False)
+    show(made, console if console.is_terminal else Console(highlight=False, width=120))
+    say(f"\nthe same with pictures: {config.html}")
+
+
 @app.command("report", epilog="Example: oriole report runs/demo --json")
 def show_report(
     path: Annotated[Path, typer.Argument(help="A run folder.")],

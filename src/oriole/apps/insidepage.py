@@ -1,0 +1,306 @@
+"""What goes on inside a model (`apps.inside`) as a page of HTML that needs nothing else and opens without a network.
+
+A section stands there when the model has the thing. The only script, which chooses a head and a token, is known to the
+page's policy by its hash; whatever comes from the text or the tokenizer is escaped.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from oriole.apps import insidedraw as draw
+from oriole.apps.charts import visible
+from oriole.apps.insidetext import figures
+from oriole.apps.reportpage import frame
+from oriole.errors import raise_for_os_error
+from oriole.log import human
+from oriole.text.work import new_file
+
+__all__ = ["page", "write_page"]
+
+KINDS = {"zh": "Chinese", "en": "letters", "other": "digits, marks, blanks", "bytes": "part of a character",
+         "mark": "role token"}  # fmt: skip
+
+
+def write_page(made: Mapping[str, Any], path: Path) -> None:
+    """Write the page to a file; `ResourceError` when that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as file:
+            file.write(page(made).encode("utf-8", "replace"))
+    except OSError as error:
+        raise_for_os_error(error, "writing", path)
+
+
+def page(made: Mapping[str, Any]) -> str:
+    """The whole page."""
+    here = Path(__file__)
+    sections = [
+        ("tokens", "Tokens", _tokens(made)),
+        ("embeddings", "Embeddings", _embeddings(made)),
+        ("attention", "Attention", _attention(made)),
+        ("stream", "Residual stream", _stream(made)),
+        ("lens", "Logit lens", _lens(made)),
+        ("next", "What comes next", _next(made)),
+    ]
+    whose, losses, spread = figures(made)
+    lead = [
+        (f"{len(made['tokens']):,}", "tokens"),
+        (f"{made['layers']} × {made['heads']}", "layers × heads"),
+        *([(f"{fmean(losses):.2f}", f"loss{whose}, nats a token")] if losses else []),
+        (f"{fmean(spread):.2f}", f"entropy{whose}, nats"),
+        (human(made["parameters"]), "parameters"),
+        (f"{made['vocab_size']:,}", "ids in the vocabulary"),
+    ]
+    return frame(
+        f"Inside {_name(Path(made['model']))}",
+        lead,
+        sections,
+        style=draw.SVG_STYLE + here.with_suffix(".css").read_text(encoding="utf-8"),
+        script=here.with_suffix(".js").read_text(encoding="utf-8"),
+    )
+
+
+def _name(folder: Path) -> str:
+    """A short name of a model folder: run and stage where it lies in one."""
+    parts = [part for part in folder.parts if part != folder.anchor]
+    return "/".join(parts[-3:-1] if parts[-1:] == ["model"] and len(parts) > 2 else parts[-1:])
+
+
+def _about(words: str) -> str:
+    return f'<p class="about">{words}</p>'
+
+
+def _labels(made: Mapping[str, Any]) -> list[str]:
+    return [token["text"] for token in made["tokens"]]
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def _chip(token: Mapping[str, Any], own: bool, inner: str = "", more: str = "") -> str:
+    style = f"tok c{draw.KINDS[token['kind']]}{' own' * own}"
+    return f'<span class="{style}"{more}>{visible(draw.sign(token["text"]))}{inner}</span>'
+
+
+def _tokens(made: Mapping[str, Any]) -> str:
+    tokens, written = made["tokens"], made["written"]
+    chips = [
+        _chip(
+            token, n >= written, f"<small>{token['id']}</small>", f' title="{n + 1}: bytes {token["bytes"] or "none"}"'
+        )
+        for n, token in enumerate(tokens)
+    ]
+    out, at = [], 0
+    for chars, first, last in _joined(made["split"]):
+        out += chips[at:first]
+        inner = "".join(chips[first : last + 1])
+        out.append(f'<span class="shared"><b>{visible(chars)}</b><span class="in">{inner}</span></span>')
+        at = last + 1
+    out += chips[at:]
+    kinds = [kind for kind in KINDS if any(token["kind"] == kind for token in tokens)]
+    legend = "".join(f'<span><i class="c{draw.KINDS[kind]}"></i>{KINDS[kind]}</span>' for kind in kinds)
+    if written < len(tokens):
+        legend += '<span><i class="c4"></i>underlined: written by the model</span>'
+    split = (
+        " A dashed frame holds a character whose bytes (three for most Chinese ones) lie in several tokens."
+        if made["split"]
+        else ""
+    )
+    return (
+        _about(f"The text as the model reads it, each token with its id.{split} ␣ is a blank, ⏎ a line break.")
+        + f'<div class="kinds">{legend}</div><div class="chips">{"".join(out)}</div>'
+    )
+
+
+def _joined(split: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    """Shared characters, those that have a token in common as one."""
+    out: list[tuple[str, int, int]] = []
+    for each in split:
+        if out and each["from"] <= out[-1][2]:
+            out[-1] = (out[-1][0] + each["text"], out[-1][1], each["to"])
+        else:
+            out.append((each["text"], each["from"], each["to"]))
+    return out
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+def _embeddings(made: Mapping[str, Any]) -> str:
+    table, tokens = made["embedding"], made["tokens"]
+    first = {token["id"]: n for n, token in reversed(list(enumerate(tokens)))}
+    most = max(table["norms"]) or 1.0
+    rows = []
+    for n in sorted(first.values()):
+        near = "".join(
+            f"<span>{visible(draw.sign(word))} <small>{cosine:.2f}</small></span>"
+            for word, cosine in table["neighbours"][tokens[n]["id"]]
+        )
+        norm = table["norms"][n]
+        meter = f'<i class="meter" style="width:{60 * norm / most:.0f}px"></i>'
+        rows.append(
+            f'<tr><th class="tok">{visible(draw.sign(tokens[n]["text"]))}</th>'
+            f'<td>{norm:.2f}{meter}</td><td class="near">{near}</td></tr>'
+        )
+    picture = ""
+    if plane := table["map"]:
+        by_id = {token["id"]: token for token in tokens}
+        shown = [by_id[i] for i in plane["ids"]]
+        share = " and ".join(f"{100 * s:.0f} %" for s in plane["shares"])
+        svg = draw.plane(plane["points"], [t["text"] for t in shown], [t["kind"] for t in shown], "embeddings, by PCA")
+        picture = f'<div class="pic fit">{svg}</div>' + _about(
+            f"The text's tokens by the two directions in which their embeddings differ most (PCA; {share} of their "
+            "variance): two numbers in place of hundreds, so what lies far apart is far apart, but what lies close "
+            "together need not be close."
+        )
+    heads = "".join(f"<th>{word}</th>" for word in ("token", "norm", "nearest by cosine"))
+    return (
+        _about(
+            "Each id is a row of the embedding table. Its length, and the rows of the whole vocabulary that point the "
+            f"same way (cosine beside them); the mean length in the vocabulary is {table['mean_norm']:.2f}."
+        )
+        + picture
+        + f'<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def _attention(made: Mapping[str, Any]) -> str:
+    layers, labels = made["attention"], _labels(made)
+    size = len(labels)
+    lines = []
+    for n, layer in enumerate(layers):
+        buttons = "".join(
+            f'<button aria-label="layer {n + 1}, head {h + 1}" aria-pressed="{"true" if n == h == 0 else "false"}">'
+            f'<svg viewBox="0 0 {size} {size}">{draw.attention_cells(head)}</svg></button>'
+            for h, head in enumerate(layer)
+        )
+        lines.append(f'<div class="line"><span>layer {n + 1}</span>{buttons}</div>')
+    maps = [
+        b64encode(bytes(round(255 * w) for row in head for w in row)).decode() for layer in layers for head in layer
+    ]
+    chips = "".join(
+        _chip(token, n >= made["written"], "", ' role="button" tabindex="0"') for n, token in enumerate(made["tokens"])
+    )
+    large = draw.attention_map(layers[0][0], labels, "attention weights of the chosen head")
+    return (
+        _about(
+            "Each token asks, and takes from itself and the tokens before it in proportion to these weights, which sum "
+            "to 1 in a row. The stronger the colour, the more. A full first column is where a head rests that finds "
+            "nothing. Choose a head, then a token."
+        )
+        + f'<div class="look"><div class="heads" style="--heads:{made["heads"]}">{"".join(lines)}</div>'
+        f'<div><h3 id="head">layer 1, head 1</h3><div class="chips">{chips}</div>'
+        f'<p class="said" id="said"></p><div class="pic">{large}</div></div></div>'
+        + _about("Rows ask, columns are looked at. Weights are computed in fp32 from the layer's queries and keys.")
+        + f'<script type="application/json" id="weights">{json.dumps({"maps": maps})}</script>'
+    )
+
+
+# --- depths ----------------------------------------------------------------------------------------------------------
+
+
+def stream_curves(made: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Mean norms over the positions behind the first, where they are often of another size, by layer."""
+    after = slice(1, None) if len(made["tokens"]) > 1 else slice(None)
+    return {
+        "the stream": [(n, fmean(row[after])) for n, row in enumerate(made["residual"])],
+        "attention adds": [(n + 1, fmean(row[after])) for n, row in enumerate(made["attended"])],
+        "the MLP adds": [(n + 1, fmean(row[after])) for n, row in enumerate(made["transformed"])],
+    }
+
+
+def _stream(made: Mapping[str, Any]) -> str:
+    most = max(max(row) for row in made["residual"]) or 1.0
+    rows = [
+        [
+            (f"{v:.1f}", v / most, f"{draw.sign(token['text'])}: {v:.2f}")
+            for v, token in zip(row, made["tokens"], strict=True)
+        ]
+        for row in reversed(made["residual"])
+    ]
+    return (
+        _about(
+            "Every layer reads this vector and adds to it. Its length after each layer (0: the embedding), and how "
+            "much attention and MLP add, as means over all tokens but the first."
+        )
+        + f'<div class="pic fit">{draw.layers_chart(stream_curves(made), "Euclidean norm")}</div>'
+        + "<h3>Token by token</h3>"
+        + f'<div class="pic">{draw.grid(rows, depths(made), _labels(made), "norms by layer")}</div>'
+    )
+
+
+def depths(made: Mapping[str, Any]) -> list[str]:
+    """The names of the places in the residual stream, the last layer first."""
+    return [*(f"layer {n}" for n in range(made["layers"], 0, -1)), "embedding"]
+
+
+def lens_cells(made: Mapping[str, Any]) -> list[list[tuple[str, float, str]]]:
+    """Of each depth, the last first, and each position: the likeliest next token, its probability, the runners-up."""
+    return [
+        [
+            (top[0][0], top[0][1], " · ".join(f"{draw.sign(word)} {100 * p:.1f} %" for word, p in top))
+            for top in row
+        ]
+        for row in reversed(made["lens"])
+    ]  # fmt: skip
+
+
+def _lens(made: Mapping[str, Any]) -> str:
+    svg = draw.grid(lens_cells(made), depths(made), _labels(made), "the likeliest next token at each depth")
+    return (
+        _about(
+            "What the model would say next if it stopped at a layer: its final norm and head, put on the stream of "
+            "every depth. A stronger colour is more certain; the uppermost row is the model's own prediction. A "
+            "pointer on a cell shows the runners-up."
+        )
+        + f'<div class="pic">{svg}</div>'
+    )
+
+
+# --- what comes next -------------------------------------------------------------------------------------------------
+
+
+def _next(made: Mapping[str, Any]) -> str:
+    tokens = made["tokens"]
+    most = max(n["entropy"] for n in made["next"]) or 1.0
+    heads = "".join(f"<span>{word}</span>" for word in ("", "after", "comes, with a loss of", "entropy", "likeliest"))
+    out = [f'<div class="posh">{heads}</div>']
+    for n, (token, what) in enumerate(zip(tokens, made["next"], strict=True)):
+        following = tokens[n + 1]["text"] if n + 1 < len(tokens) else None
+        then = "the end of the text"
+        if following is not None:
+            rank = "" if what["rank"] == 1 else f" · rank {what['rank']:,}"
+            then = f"<b>{visible(draw.sign(following))}</b> <small>{what['loss']:.2f}{rank}</small>"
+        three = " · ".join(f"{visible(draw.sign(word))} <small>{_share(p)}</small>" for word, p in what["top"][:3])
+        bars = "".join(
+            f"<span{' class=is' if word == following else ''}>{visible(draw.sign(word))}</span>"
+            f'<span><i style="width:{100 * p:.1f}%"></i></span><b>{_share(p)}</b>'
+            for word, p in what["top"]
+        )
+        entropy = f'<i style="width:{90 * what["entropy"] / most:.0f}px"></i><small>{what["entropy"]:.2f}</small>'
+        opened = " open" if n + 1 == len(tokens) else ""
+        own = " own" if n >= made["written"] else ""
+        out.append(
+            f'<details class="pos{own}"{opened}><summary><span class="n">{n + 1}</span>'
+            f"<span>{visible(draw.sign(token['text']))}</span>"
+            f'<span class="then">{then}</span><span class="ent">{entropy}</span>'
+            f'<span class="three">{three}</span></summary>'
+            f'<div class="inside bars">{bars}</div></details>'
+        )
+    return _about(
+        "After each token the model gives every id of the vocabulary a probability. The loss is −ln of the one that "
+        "does come (nats); the entropy says over how many the model is in doubt: e to its power. Open a row for the "
+        "ten likeliest."
+    ) + "".join(out)
+
+
+def _share(p: float) -> str:
+    return f"{100 * p:.0f} %" if p >= 0.095 else f"{100 * p:.1f} %"
