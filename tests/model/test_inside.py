@@ -58,6 +58,14 @@ def test_looking_leaves_no_hook_behind(small: LM) -> None:
     assert torch.equal(small(TOKENS[None]).h, before)
 
 
+def test_a_layer_with_a_window_shows_no_weight_beyond_it(make) -> None:  # type: ignore[no-untyped-def]
+    model = make(pattern="LG", window=3)
+    inside = look(model, TOKENS)
+    near, far = inside.weights
+    assert near.tril(-3).eq(0).all() and near[:, 6, 4].gt(0).all() and far.tril(-3).sum() > 0
+    assert torch.equal(lens(model, inside.residual[-1]), inside.logits)
+
+
 def test_entropy_by_hand() -> None:
     assert entropy(torch.zeros(2, 8)).tolist() == pytest.approx([math.log(8)] * 2)
     half = torch.log(torch.tensor([0.5, 0.25, 0.25]))
