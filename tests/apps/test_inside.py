@@ -20,6 +20,7 @@ from oriole.apps.insidedraw import alone, attention_cells, attention_map, grid, 
 from oriole.apps.insidepage import page
 from oriole.apps.insidetext import show
 from oriole.errors import ConfigError, DataError, ModelError
+from oriole.model.config import ModelConfig
 from oriole.model.folder import save_model
 from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer
@@ -129,6 +130,16 @@ def test_the_page_has_every_section_and_one_known_script(made: dict[str, Any]) -
     assert len(maps) == made["layers"] * made["heads"] and {len(m) for m in maps} == {size * (size + 1) // 2}
     assert [round(255 * w) for w in made["attention"][1][2][4]] == list(maps[made["heads"] + 2][10:15])
     assert [a for tag, a in reader.tags if tag == "button"][5]["aria-label"] == "layer 2, head 2"
+
+
+def test_a_model_that_reasons_has_a_section_of_its_steps(tokenizer: Tokenizer, tmp_path: Path, oriole: Oriole) -> None:
+    shape = oriole.model.config.model_dump() | {"reasoning": {"steps": 2}}
+    save_model(LM(ModelConfig.model_validate(shape)), tmp_path, chat=False)
+    tokenizer.save(tmp_path)
+    made = describe(Oriole(tmp_path), "两个黄鹂", InsideConfig(answer=2))
+    assert [step["lens"][-1] for step in made["steps"]][-1] == made["next"][-1]["top"][:5]
+    assert all(0 < c < 1 for step in made["steps"] for c in step["confidence"])
+    assert "<h2>Reasoning steps</h2>" in page(made) and "step 2" in Reader(page(made)).words
 
 
 def test_hostile_text_stays_text(oriole: Oriole) -> None:

@@ -66,6 +66,17 @@ def test_a_layer_with_a_window_shows_no_weight_beyond_it(make) -> None:  # type:
     assert torch.equal(lens(model, inside.residual[-1]), inside.logits)
 
 
+def test_the_steps_of_a_latent_block_end_in_the_logits(make) -> None:  # type: ignore[no-untyped-def]
+    model = make(reasoning={"steps": 3})
+    inside = look(model, TOKENS)
+    assert len(inside.steps) == 3 and len(inside.residual) == 3
+    assert torch.equal(model.head("logits", inside.steps[-1][None])[0], inside.logits)
+    assert not torch.allclose(inside.steps[0], inside.steps[1])
+    torch.testing.assert_close(
+        inside.residual[-1], inside.residual[0] + inside.attended.sum(0) + inside.transformed.sum(0)
+    )
+
+
 def test_entropy_by_hand() -> None:
     assert entropy(torch.zeros(2, 8)).tolist() == pytest.approx([math.log(8)] * 2)
     half = torch.log(torch.tensor([0.5, 0.25, 0.25]))

@@ -17,6 +17,7 @@ from oriole.apps.api import Generation, Oriole
 from oriole.config import Config
 from oriole.errors import DataError, ModelError
 from oriole.model.inside import Inside, entropy, lens, look, nearest, principal
+from oriole.model.lm import LM
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import RESERVED, Tokenizer
 
@@ -51,7 +52,8 @@ def describe(oriole: Oriole, text: str, config: InsideConfig) -> dict[str, Any]:
     tokens), "embedding": {"norms" (T), "mean_norm" (of the vocabulary), "neighbours": {id: [[text, cosine]]}, "map":
     {"ids", "points", "shares"} or None}, "residual", "attended", "transformed": norms [L + 1 or L][T], "attention":
     [L][H][query][key], "lens": [L + 1][T][[text, probability]], "next": [{"top": [[text, probability]], "entropy" and
-    "loss" (nats; None at the end), "rank" (of the token that follows, 1 the likeliest)}]}
+    "loss" (nats; None at the end), "rank" (of the token that follows, 1 the likeliest)}], "steps": [{"lens" [T],
+    "confidence" [T]}] (iterations of a latent block; empty for a model without)}
 
     `DataError` for a text that is empty, `ModelError` for one longer than the context or than a page can show.
     """
@@ -95,6 +97,7 @@ def describe(oriole: Oriole, text: str, config: InsideConfig) -> dict[str, Any]:
         ],
         "lens": [_likeliest(lens(model, stream)[:, :known], tok, LENS) for stream in inside.residual],
         "next": _next(inside, tokens, tok),
+        "steps": [_step(model, h, tok) for h in inside.steps],
     }
 
 
@@ -113,9 +116,9 @@ def _continued(oriole: Oriole, prompt: Sequence[int], count: int) -> list[int]:
     engine.submit(prompt, Generation(max_new_tokens=count, temperature=0).sampling(oriole.stop_ids))
     out: list[int] = []
     while True:
-        for _, token, finish in engine.step():
-            out.append(token)
-            if finish is not None:
+        for event in engine.step():
+            out.append(event.token)
+            if event.finish is not None:
                 return out
 
 
@@ -215,6 +218,15 @@ def _likeliest(logits: Tensor, tok: Tokenizer, count: int) -> list[list[list[Any
         [[spelled(tok, i), round(p, 4)] for i, p in zip(ids, chances, strict=True)]
         for ids, chances in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+@torch.no_grad()
+def _step(model: LM, h: Tensor, tok: Tokenizer) -> dict[str, Any]:
+    """What an iteration of the latent block would say at each place, and how sure it is of it."""
+    return {
+        "lens": _likeliest(model.head("logits", h)[:, : tok.vocab_size], tok, LENS),
+        "confidence": _rounded(model.head("confidence", h).float().sigmoid()),
+    }
 
 
 def _next(inside: Inside, tokens: Tensor, tok: Tokenizer) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ page's policy by its hash; whatever comes from the text or the tokenizer is esca
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,6 +44,7 @@ def page(made: Mapping[str, Any]) -> str:
         ("attention", "Attention", _attention(made)),
         ("stream", "Residual stream", _stream(made)),
         ("lens", "Logit lens", _lens(made)),
+        ("steps", "Reasoning steps", _steps(made)),
         ("next", "What comes next", _next(made)),
     ]
     whose, losses, spread = figures(made)
@@ -242,19 +243,21 @@ def depths(made: Mapping[str, Any]) -> list[str]:
     return [*(f"layer {n}" for n in range(made["layers"], 0, -1)), "embedding"]
 
 
-def lens_cells(made: Mapping[str, Any]) -> list[list[tuple[str, float, str]]]:
-    """Of each depth, the last first, and each position: the likeliest next token, its probability, the runners-up."""
+def _cells(depths: Iterable[Sequence[Any]]) -> list[list[tuple[str, float, str]]]:
+    """Of each depth and position the likeliest next token, its probability, the runners-up."""
     return [
         [
             (top[0][0], top[0][1], " · ".join(f"{draw.sign(word)} {100 * p:.1f} %" for word, p in top))
             for top in row
         ]
-        for row in reversed(made["lens"])
+        for row in depths
     ]  # fmt: skip
 
 
 def _lens(made: Mapping[str, Any]) -> str:
-    svg = draw.grid(lens_cells(made), depths(made), _labels(made), "the likeliest next token at each depth")
+    svg = draw.grid(
+        _cells(reversed(made["lens"])), depths(made), _labels(made), "the likeliest next token at each depth"
+    )
     return (
         _about(
             "What the model would say next if it stopped at a layer: its final norm and head, put on the stream of "
@@ -262,6 +265,31 @@ def _lens(made: Mapping[str, Any]) -> str:
             "pointer on a cell shows the runners-up."
         )
         + f'<div class="pic">{svg}</div>'
+    )
+
+
+def _steps(made: Mapping[str, Any]) -> str:
+    """Iterations of the latent block, the last one first; nothing for a model without."""
+    steps = made["steps"]
+    if not steps:
+        return ""
+    names = [f"step {n}" for n in range(len(steps), 0, -1)]
+    sure = [
+        [
+            (f"{100 * c:.0f} %", c, f"after {draw.sign(token['text'])}")
+            for c, token in zip(row, made["tokens"], strict=True)
+        ]
+        for row in (step["confidence"] for step in reversed(steps))
+    ]
+    said = draw.grid(_cells(step["lens"] for step in reversed(steps)), names, _labels(made), "what each iteration says")
+    return (
+        _about(
+            "Behind the last layer a latent block is applied again and again before anything is said. What each "
+            "iteration would say next; the uppermost row is the model's prediction."
+        )
+        + f'<div class="pic">{said}</div>'
+        + _about("How sure its confidence head is that this is right. In use a token goes no further once it is sure.")
+        + f'<div class="pic">{draw.grid(sure, names, _labels(made), "confidence of each iteration")}</div>'
     )
 
 

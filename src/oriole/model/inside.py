@@ -31,6 +31,9 @@ class Inside(NamedTuple):
     """Of each layer the attention weights (H, T, T) in fp32, a query a row."""
     logits: Tensor
     """Of the next token (T, V)."""
+    steps: tuple[Tensor, ...]
+    """Of a model with a latent block the states (T, D) behind the final norm after each iteration; the head reads them,
+    and the last of them gives the logits."""
 
 
 @torch.no_grad()
@@ -46,6 +49,9 @@ def look(model: LM, tokens: Tensor) -> Inside:
     def before(_: Any, args: tuple[Any, ...]) -> None:
         stream.append(args[0][0])
 
+    def after(_: Any, args: tuple[Any, ...], out: Tensor) -> None:
+        stream.append(out[0])
+
     def between(_: Any, args: tuple[Any, ...]) -> None:
         halfway.append(args[0][0])
 
@@ -60,19 +66,25 @@ def look(model: LM, tokens: Tensor) -> Inside:
             hooks.callback(block.register_forward_pre_hook(before).remove)
             hooks.callback(block.attention.register_forward_pre_hook(attending).remove)
             hooks.callback(block.mlp_norm.register_forward_pre_hook(between).remove)
-        hooks.callback(model.norm.register_forward_pre_hook(before).remove)
-        h = model(tokens[None]).h
+        hooks.callback(model.blocks[-1].register_forward_hook(after).remove)
+        out = model(tokens[None])
     residual, middle = torch.stack(stream), torch.stack(halfway)
     return Inside(
-        residual, middle - residual[:-1], residual[1:] - middle, tuple(weights), model.head("logits", h)[0]
-    )  # fmt: skip
+        residual,
+        middle - residual[:-1],
+        residual[1:] - middle,
+        tuple(weights),
+        model.head("logits", out.h)[0],
+        tuple(h[0] for h in out.mid) if model.reasoning is not None else (),
+    )
 
 
 @torch.no_grad()
 def lens(model: LM, residual: Tensor) -> Tensor:
     """Logits (T, V) that the final norm and the head read from a residual stream (T, D) of any depth.
 
-    The logit lens (nostalgebraist 2020): of the last block's stream they are the model's own logits.
+    The logit lens (nostalgebraist 2020): of the last block's stream they are the model's own logits,
+    unless a latent block stands behind it.
     """
     return model.head("logits", model.norm(residual[None]))[0]
 
