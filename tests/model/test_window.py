@@ -325,6 +325,21 @@ def test_the_engine_gives_the_ids_of_the_model_without_cache(make, pattern: str)
         assert answer == ids[len(prompt) :]
 
 
+def test_the_engine_reads_a_long_prompt_in_pieces(make, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from oriole.infer import engine
+
+    model = make(pattern="LG", window=10)
+    requests = [(tokens(1, n)[0].tolist(), Sampling(max_new_tokens=9, temperature=0.0, stop_ids=())) for n in (61, 9)]
+    whole = Engine(model, max_batch=2).run(requests)
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 20)
+    assert Engine(model, max_batch=2).run(requests) == whole
+    hook.remove()
+    assert seen[:4] == [20, 20, 20, 1]
+    assert max(seen) == 20
+
+
 def test_a_cache_shorter_than_the_window_is_an_error_when_full(make) -> None:  # type: ignore[no-untyped-def]
     from oriole.errors import ModelError
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import toy_stage
 
-from oriole.errors import ModelError
+from oriole.config import apply_overrides, validate
+from oriole.errors import ConfigError, ModelError
+from oriole.model.folder import load_model
+from oriole.train.recipe import Recipe
 from oriole.train.stage import run_stage
 from oriole.train.task import parent_of
 
@@ -58,3 +61,30 @@ def test_the_parent_is_recorded(tmp_path: Path) -> None:
     run_stage(elsewhere.model_copy(update={"init": str(init)}))
     env = json.loads((tmp_path / "other" / "sft" / "env.json").read_text(encoding="utf-8"))
     assert env["parent"] == str(init)
+
+
+def test_a_stage_makes_its_parents_context_longer(tmp_path: Path) -> None:
+    """As `oriole train RECIPE model.rope_scaling=yarn model.rope_factor=2` does; twice is not four times."""
+    data = toy_stage.write_data(tmp_path / "data")
+    run_stage(toy_stage.recipe("pretrain", data, tmp_path / "run", tokens=256))
+    table = toy_stage.recipe("sft", data, tmp_path / "run", tokens=256, length=96).model_dump(mode="json")
+    del table["model"]
+    apply_overrides(table, {"model.rope_scaling": "yarn", "model.rope_factor": 2})
+    longer = validate(Recipe, table, "here")
+    run_stage(longer)
+    model = load_model(longer.folder / "model")
+    assert (model.config.context, model.config.rope_scaling, model.config.trained_context) == (128, "yarn", 64)
+    assert len(model.cos) == 128
+    assert longer.lengthened(model.config) == model.config
+    plain = load_model(tmp_path / "run" / "pretrain" / "model")
+    assert (plain.config.dim, plain.config.context, plain.config.rope_scaling) == (32, 64, "none")
+    plain.stretch("yarn", 2.0)
+    assert plain.config == model.config and plain.cos.equal(model.cos)
+
+
+def test_a_context_is_not_made_longer_while_answers_are_rewarded(tmp_path: Path) -> None:
+    table = toy_stage.recipe("sft", tmp_path, tmp_path).model_dump(mode="json")
+    table |= {"stage": "grpo", "parts": {"all": {"files": ["chat.jsonl"]}}, "train": {"epochs": 1}}
+    table["model"] = {"preset": "demo", "rope_scaling": "yarn", "rope_factor": 2}
+    with pytest.raises(ConfigError, match="lengthen it in an sft stage before"):
+        validate(Recipe, table, "here")

@@ -153,12 +153,12 @@ def _shape(name: str, recipe: "Recipe", recipes: dict[str, "Recipe"]) -> "ModelC
     parent = Path(recipe.init) if recipe.init not in ("", "random") else recipe.run / "pretrain" / "model"
     if recipe.init != "random" and (recipe.stage != "pretrain" or recipe.init):
         if (parent / "config.json").exists():
-            return read_config(parent)
+            return recipe.lengthened(read_config(parent))
         if recipe.init:
             raise ConfigError(f"init={recipe.init} is no model folder; give one, or leave init out")
         first = next((r for r in recipes.values() if r.stage == "pretrain"), None) or _sibling(name, RECIPES)
         if first is not None and first is not recipe:
-            return _shape(name, first, {})
+            return recipe.lengthened(_shape(name, first, {}))
     shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
     return shape.model_copy(update={"vocab_size": _vocab_size(recipe)})
 

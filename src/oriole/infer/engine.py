@@ -28,7 +28,8 @@ Constraint = Callable[[Sequence[int]], Tensor | None]
 """From the new ids so far to a boolean mask (V,) of the ids that may follow; None allows all."""
 
 PREFILL_TOKENS = 4096
-"""At most so many padded positions in one prefill, unless one prompt alone has more: bounds the memory of a step."""
+"""At most so many padded positions in one prefill; a prompt that alone has more is read in pieces of so many. Bounds
+the memory of a forward pass."""
 
 ROUND = 64
 """Cache lengths are rounded up to it, so that a slightly longer request does not mean a new cache."""
@@ -213,11 +214,14 @@ class Engine:
         doc = torch.where(torch.arange(width) < lengths[:, None], 0, -1)
         cache = self._cache.rows(first, len(self._running))
         cache.lengths = [0] * len(prompts)
-        ends = (lengths - 1).to(self._device)
-        pondering = self.pondering and self.pondering._replace(at=ends)  # the last token alone has something to say
-        out = self.model(tokens.to(self._device), doc=doc.to(self._device), cache=cache, pondering=pondering)
+        tokens, doc, ends = tokens.to(self._device), doc.to(self._device), (lengths - 1).to(self._device)
+        for start in range(0, width, PREFILL_TOKENS):  # several pieces of a single prompt, or all prompts at once
+            piece = slice(start, start + PREFILL_TOKENS)
+            at = (ends - start).clamp(max=PREFILL_TOKENS - 1)
+            pondering = self.pondering and self.pondering._replace(at=at)  # the last token alone has something to say
+            out = self.model(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=pondering)
         self._cache.lengths[first : len(self._running)] = cache.lengths
-        place = torch.arange(len(prompts), device=self._device), ends
+        place = torch.arange(len(prompts), device=self._device), at
         return self.model.head("logits", out.h[place]), _pondered(out, place)
 
     def _decode(self) -> tuple[Tensor, list[Pondered | None]]:

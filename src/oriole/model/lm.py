@@ -94,6 +94,15 @@ class LM(nn.Module):
         device = self.embedding.weight.device
         self.cos, self.sin = cos.to(device), sin.to(device)
 
+    def stretch(self, scaling: Literal["linear", "ntk", "yarn"], factor: float) -> None:
+        """Make the context `factor` times as long as it was in training (model.rope); the weights stay as they are.
+
+        ntk and yarn are meant to work at once; all three gain by some training on long documents (Peng et al. 2023).
+        `ConfigError` for a factor that is not above 1.
+        """
+        self.config = self.config.stretched(scaling, factor)
+        self.reset_rope()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the model; the rotary table follows to the device but stays fp32 (and is filled anew after the
         `to_empty` of a model that was built on the meta device)."""

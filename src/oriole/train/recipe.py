@@ -181,7 +181,8 @@ class Recipe(Config):
     """The folder that the file globs are relative to; "builtin" is Oriole's own small bilingual world."""
     model: str | ModelConfig = "demo"
     """A preset's name, a table of the model's shape, a width ("d384") or a number of parameters ("30M"), from which the
-    shape is derived (first stage only; later stages take `init`'s)."""
+    shape is derived (first stage only; later stages take `init`'s). With a parent, `model.rope_scaling` and
+    `model.rope_factor` make its context that many times longer than it was trained with (see `lengthened`)."""
     init: str = ""
     """A model folder to start from, or "random". Default: random for pretrain, for the others the first of their
     stages in task.PARENTS that the run has and that was not judged worse than its own parent."""
@@ -235,6 +236,8 @@ class Recipe(Config):
     def _derive(cls, table: Any) -> Any:
         if not isinstance(table, dict):
             return table
+        if isinstance(shape := table.get("model"), dict) and shape.keys() <= {"rope_scaling", "rope_factor"}:
+            table = {**table, "model": {"preset": cls.model_fields["model"].default, **shape}}
         if isinstance(train := table.get("train"), dict) and train.get("schedule") == "plateau":
             table = {**table, "smart": {"plateau": True, **(table.get("smart") or {})}}
         return settle(table, {name: field.default for name, field in TrainTable.model_fields.items()})
@@ -295,8 +298,19 @@ class Recipe(Config):
             )
         if self.train.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
             raise ValueError(f"train.dropout and lora.dropout must be 0 in {self.stage}: who answered is who learns")
+        if not isinstance(self.model, str) and self.model.rope_scaling != "none":
+            raise ValueError(f"{self.stage} takes its parent's context as it is; lengthen it in an sft stage before")
         if self.train.parallel == "fsdp":
             raise ValueError(f"{self.stage} needs the whole policy in each process; use train.parallel=ddp")
+
+    def lengthened(self, parent: ModelConfig) -> ModelConfig:
+        """The parent's shape, with its context made longer if the table `model` says so.
+
+        The factor counts from the context that the parent was trained with, so that stages in turn may all have it.
+        """
+        if isinstance(self.model, str) or self.model.rope_scaling == "none":
+            return parent
+        return parent.stretched(self.model.rope_scaling, self.model.rope_factor)
 
     def format_of(self, part: Part) -> Format:
         """How a part of this stage is read."""

@@ -85,6 +85,8 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     torch.manual_seed(recipe.train.seed)
     if init is not None:
         model = load_parent(init)
+        model.config = recipe.lengthened(model.config)
+        model.reset_rope()
     else:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
