@@ -225,7 +225,7 @@ def test_cached_equals_uncached_and_batched_equals_single(form: str) -> None:
     padded = torch.cat([F.pad(s, (0, 11 - s.shape[1]), value=33) for s in sources])
     cache = model.new_cache(3, 16)
     with torch.no_grad():
-        steps = [model.prefill(padded, lengths, cache)]
+        steps = [model.prefill(padded, lengths, cache).h[:, -1]]
         steps += [model(torch.cat([t[:, i : i + 1] for t in targets]), cache=cache).h[:, -1] for i in range(6)]
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         whole = torch.cat([torch.full((1, 1), START), target], 1)

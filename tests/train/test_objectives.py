@@ -8,7 +8,7 @@ from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
 from oriole.train import objectives
 from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import LMObjective, cross_entropy, token_log_probs
+from oriole.train.objectives import LMObjective, cross_entropy, smoothed_chunk, token_log_probs
 
 
 def inputs(n: int, v: int = 37, d: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -30,6 +30,18 @@ def test_loss_and_gradients_equal_torch_in_fp64(monkeypatch: pytest.MonkeyPatch,
     assert float(3.5 * cross_entropy(h, w, y).detach()) == pytest.approx(float(reference.detach()), rel=1e-12)
     torch.testing.assert_close(fused[0], h.grad, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(fused[1], w.grad, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 16, 50])
+def test_label_smoothing_is_torchs_with_its_gradients(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    h, w, y = inputs(n)
+    smoothed = cross_entropy(h, w, y, chunk=smoothed_chunk(0.1))
+    reference = F.cross_entropy(h @ w.T, y, reduction="sum", label_smoothing=0.1)
+    assert float(smoothed.detach()) == pytest.approx(float(reference.detach()), rel=1e-12)
+    ours, theirs = torch.autograd.grad(2.5 * smoothed, [h, w]), torch.autograd.grad(2.5 * reference, [h, w])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 
 
 def test_chosen_rows_equal_those_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:

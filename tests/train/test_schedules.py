@@ -33,6 +33,12 @@ def test_cosine_is_its_closed_form() -> None:
         assert rate == pytest.approx(0.5 * expected, rel=1e-12)
 
 
+def test_noam_is_the_rate_of_the_paper() -> None:
+    dim, warmup = 512, 40
+    found = rates(200, schedule="noam", warmup=warmup, lr=(dim * warmup) ** -0.5)
+    assert found == pytest.approx([dim**-0.5 * min(n**-0.5, n * warmup**-1.5) for n in range(1, 201)])
+
+
 def test_wsd_is_flat_and_then_a_line() -> None:
     found = rates(100, schedule="wsd", decay=0.4)
     assert found[:10] == pytest.approx([0.05 * n for n in range(1, 11)])
@@ -130,6 +136,8 @@ def test_no_rate_leaves_its_bounds_and_the_last_is_the_lowest_since_the_warmup(
         assert all_rates[:top] == sorted(all_rates[:top])
     if top < total:
         end = 0.5 if c.schedule in ("constant", "plateau") else 0.5 * c.min_lr
+        if c.schedule == "noam":
+            end = 0.5 * math.sqrt(max(1, warmup) / total)
         assert all_rates[-1] == pytest.approx(end)
         assert min(all_rates[top:]) == pytest.approx(end)
         if c.schedule != "sgdr":

@@ -22,12 +22,15 @@ from oriole.infer.sample import Sampling
 from oriole.log import judged_worse, say
 from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.folder import load_model
+from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
+from oriole.model.seq2seqfolder import is_seq2seq, load_seq2seq
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Detokenizer, Tokenizer
 
 __all__ = ["Generation", "History", "Options", "Oriole", "Placement", "find_model", "to_message"]
 
-STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
+STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
 """Which of two stages is the later one where their files bear the same time."""
 
 BATCH = 32
@@ -112,7 +115,7 @@ class Oriole:
         `ModelError` when there is no model there or it does not fit its tokenizer.
         """
         self.folder = find_model(path)
-        self.model = load_adapted(self.folder) if is_adapter(self.folder) else load_model(self.folder)
+        self.model: LM | Seq2Seq = _load(self.folder)
         self.tokenizer = Tokenizer.load(self.folder)
         self.stop_ids = _stop_ids(self.folder)
         if self.tokenizer.vocab_size > self.model.config.vocab_size:
@@ -220,6 +223,8 @@ class Oriole:
         turns = [i for i, m in enumerate(rest) if m.role == "user"] or [0]
 
         def rendered(turn: int) -> list[int]:
+            if isinstance(self.model, Seq2Seq) and self.model.config.source == "question":
+                return self.tokenizer.encode(rest[-1].content)
             return render([*system, *rest[turn:]], self.tokenizer, generation=True)[0]
 
         whole = rendered(0)
@@ -366,6 +371,13 @@ def _generation(options: Options) -> Generation:
 # --- folders and devices ---------------------------------------------------------------------------------------------
 
 
+def _load(folder: Path) -> LM | Seq2Seq:
+    """The model in a folder: adapters with what they belong to, an encoder-decoder, or a decoder alone."""
+    if is_adapter(folder):
+        return load_adapted(folder)
+    return load_seq2seq(folder) if is_seq2seq(folder) else load_model(folder)
+
+
 def find_model(path: str | Path) -> Path:
     """The model folder that a run, a stage or a model folder means; an adapter folder is one, too.
 
@@ -402,7 +414,7 @@ def _age(folder: Path) -> tuple[float, int]:
 def _writes(config: Path) -> bool:
     """Whether it is a language model, unlike a reward model or an embedder."""
     kinds = _read_json(config).get("architectures") or ["CausalLM"]
-    return any(str(kind).endswith("CausalLM") for kind in kinds)
+    return any(str(kind).endswith(("CausalLM", "ConditionalGeneration")) for kind in kinds)
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

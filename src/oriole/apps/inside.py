@@ -59,6 +59,9 @@ def describe(oriole: Oriole, text: str, config: InsideConfig) -> dict[str, Any]:
     """
     if not text:
         raise DataError('the text is empty; give some, in quotes: oriole inspect RUN "两个黄鹂鸣翠柳"')
+    model, tok = oriole.model, oriole.tokenizer
+    if not isinstance(model, LM):
+        raise ModelError(f"{oriole.folder} holds an encoder-decoder; oriole inspect looks inside decoder-only models")
     mode = config.mode if config.mode != "auto" else "question" if oriole.can_chat else "text"
     prompt = _prompt(oriole, text, mode)
     room = min(oriole.context, LONGEST) - len(prompt)
@@ -70,7 +73,6 @@ def describe(oriole: Oriole, text: str, config: InsideConfig) -> dict[str, Any]:
         )
     count = min(room, config.answer if config.answer is not None else 32 if mode == "question" else 0)
     ids = [*prompt, *_continued(oriole, prompt, count)]
-    model, tok = oriole.model, oriole.tokenizer
     tokens = torch.tensor(ids, device=model.embedding.weight.device)
     inside = look(model, tokens)
     known = tok.vocab_size

@@ -27,7 +27,7 @@ from oriole.log import duration, human
 __all__ = ["SCHEMA", "build", "gate_table", "questions_table", "read_events", "read_stages", "text", "write"]
 
 SCHEMA = 1
-STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
 NUM_SAMPLES = 6
 WIDTH = 100
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "load_recipe", "main"]
 
-STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
 """The stages of a run, in the order in which they follow one another."""
 
 DEMO = ("pretrain", "sft", "dpo")

@@ -23,7 +23,7 @@ __all__ = ["inspect"]
 
 LENGTH, BATCH_SIZE, SEED = 512, 16, 1337
 """Of a batch, where neither the keys nor a run say them: the defaults of `train`."""
-STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
 
 
 def inspect(path: Path, config: InspectConfig) -> dict[str, Any]:

@@ -149,9 +149,10 @@ def _shape(name: str, recipe: "Recipe", recipes: dict[str, "Recipe"]) -> "ModelC
     from oriole.cli import RECIPES
     from oriole.model.config import preset
     from oriole.model.folder import read_config
+    from oriole.model.seq2seqconfig import Seq2SeqConfig
 
     parent = Path(recipe.init) if recipe.init not in ("", "random") else recipe.run / "pretrain" / "model"
-    if recipe.init != "random" and (recipe.stage != "pretrain" or recipe.init):
+    if recipe.init != "random" and (recipe.stage not in ("pretrain", "seq2seq") or recipe.init):
         if (parent / "config.json").exists():
             return recipe.lengthened(read_config(parent))
         if recipe.init:
@@ -160,6 +161,10 @@ def _shape(name: str, recipe: "Recipe", recipes: dict[str, "Recipe"]) -> "ModelC
         if first is not None and first is not recipe:
             return recipe.lengthened(_shape(name, first, {}))
     shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
+    if isinstance(shape, Seq2SeqConfig):
+        raise ConfigError(
+            f"oriole plan reckons decoder-only models; {name} trains an encoder-decoder, so just start it"
+        )
     return shape.model_copy(update={"vocab_size": _vocab_size(recipe)})
 
 

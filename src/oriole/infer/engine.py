@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oriole.errors import ModelError
 from oriole.infer.sample import Sampling, sample
-from oriole.model.lm import LM, NO_REASONING, Cache, Out
+from oriole.model.lm import LM, NO_REASONING, Out
 from oriole.model.reasoning import Pondering
+from oriole.model.seq2seq import Seq2Seq
 
 __all__ = ["Completion", "Constraint", "Engine", "Event", "Finish", "Pondered"]
 
@@ -79,12 +80,13 @@ class _Request:
 class Engine:
     """Generates for many requests at once; a request's ids do not depend on which others run beside it.
 
-    Greedy ids are those of the model run without cache on one sequence, up to the rounding of the arithmetic.
+    Greedy ids are those of the model run without cache on one sequence, up to the rounding of the arithmetic. A model
+    has `new_cache`, `prefill` for prompts, which an encoder-decoder reads as sources, and a call for what follows.
     """
 
     def __init__(
         self,
-        model: LM,
+        model: LM | Seq2Seq,
         max_batch: int = 8,
         context: int | None = None,
         vocab_size: int | None = None,
@@ -101,13 +103,13 @@ class Engine:
         self.max_batch = max_batch
         self.context = min(context or model.config.context, model.config.context)
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-        r = model.config.reasoning
+        r = model.config.reasoning if isinstance(model, LM) else None
         if pondering is not None and r is None:
             raise ModelError(NO_REASONING)
         self.pondering = pondering or (Pondering(r.steps, r.threshold) if r is not None else None)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
-        self._cache: Cache | None = None
+        self._cache: Any = None  # a Cache, or a Seq2SeqCache for that model
         self._submitted = 0
 
     def submit(self, ids: Sequence[int], sampling: Sampling, constraint: Constraint | None = None) -> int:
@@ -208,21 +210,17 @@ class Engine:
         """Logits (B, V) after the prompts of the rows from `first` on, and how they were come by."""
         assert self._cache is not None
         prompts = [r.ids for r in self._running[first:]]
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        tokens = torch.tensor([p + [0] * (width - len(p)) for p in prompts])
-        doc = torch.where(torch.arange(width) < lengths[:, None], 0, -1)
+        lengths = torch.tensor([len(p) for p in prompts], device=self._device)
+        width = max(map(len, prompts))
+        tokens = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self._device)
         cache = self._cache.rows(first, len(self._running))
         cache.lengths = [0] * len(prompts)
-        tokens, doc, ends = tokens.to(self._device), doc.to(self._device), (lengths - 1).to(self._device)
-        for start in range(0, width, PREFILL_TOKENS):  # several pieces of a single prompt, or all prompts at once
-            piece = slice(start, start + PREFILL_TOKENS)
-            at = (ends - start).clamp(max=PREFILL_TOKENS - 1)
-            pondering = self.pondering and self.pondering._replace(at=at)  # the last token alone has something to say
-            out = self.model(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=pondering)
-        self._cache.lengths[first : len(self._running)] = cache.lengths
-        place = torch.arange(len(prompts), device=self._device), at
-        return self.model.head("logits", out.h[place]), _pondered(out, place)
+        if isinstance(self.model, Seq2Seq):
+            out = self.model.prefill(tokens, lengths, cache)
+        else:
+            out = self.model.prefill(tokens, lengths, cache, most=PREFILL_TOKENS, pondering=self.pondering)
+        self._cache.keep(first, cache)
+        return self.model.head("logits", out.h[:, -1]), _pondered(out)
 
     def _decode(self) -> tuple[Tensor, list[Pondered | None]]:
         """Logits (B, V) after the last id of every running row, and how they were come by."""
@@ -230,9 +228,12 @@ class Engine:
         count = len(self._running)
         cache = self._cache.rows(0, count)
         tokens = torch.tensor([[r.ids[-1]] for r in self._running])
-        out = self.model(tokens.to(self._device), cache=cache, pondering=self.pondering)
-        self._cache.lengths[:count] = cache.lengths
-        return self.model.head("logits", out.h[:, -1]), _pondered(out, (slice(None), -1))
+        out = self.model(tokens.to(self._device), cache=cache, **self._thinking())
+        self._cache.keep(0, cache)
+        return self.model.head("logits", out.h[:, -1]), _pondered(out)
+
+    def _thinking(self) -> dict[str, Any]:
+        return {} if self.pondering is None else {"pondering": self.pondering}
 
     def _sample(self, logits: Tensor, rows: list[_Request]) -> list[int]:
         masks = None
@@ -272,19 +273,12 @@ class Engine:
         """A cache of at least so many rows and tokens a row; a larger one takes over what the old one holds."""
         length = min(-(-length // ROUND) * ROUND, self.context)
         old = self._cache
-        weight = self.model.embedding.weight
         if old is not None and rows <= len(old.lengths) and length <= old.capacity:
             return
         held = len(old.lengths) if old is not None else 0
         capacity = max(length, old.capacity if old is not None else 0)
-        new = Cache(
-            self.model.config,
-            # Doubling keeps the copies few when requests trickle in.
-            max(held, min(self.max_batch, max(rows, 2 * held))),
-            capacity,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        # Doubling keeps the copies few when requests trickle in.
+        new = self.model.new_cache(max(held, min(self.max_batch, max(rows, 2 * held))), capacity)
         if old is not None:
             new.take_over(old)
         self._cache = new
@@ -294,16 +288,16 @@ class Engine:
         return self.model.embedding.weight.device
 
 
-def _pondered(out: Out, place: tuple[Any, Any]) -> list[Pondered | None]:
-    """What became of the tokens at `place`, one of each row."""
+def _pondered(out: Out) -> list[Pondered | None]:
+    """What became of the last token of each row."""
     if out.thought is None:
         return [None] * len(out.h)
-    steps, sure = (x[place].tolist() for x in out.thought)
+    steps, sure = (x[:, -1].tolist() for x in out.thought)
     return [Pondered(*each) for each in zip(steps, sure, strict=True)]
 
 
 @contextmanager
-def _evaluating(model: LM) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off, whatever the model was doing before."""
     if not model.training:
         yield

@@ -100,6 +100,10 @@ class Cache:
             kv[target, :, :n] = kv[source, :, :n]
         self.lengths[target] = n
 
+    def keep(self, start: int, view: "Cache") -> None:
+        """Take over the lengths of a view that begins at row `start`."""
+        self.lengths[start : start + len(view.lengths)] = view.lengths
+
     def take_over(self, other: "Cache") -> None:
         """Copy all rows of a cache of the same model that is not larger in any direction."""
         count = len(other.lengths)

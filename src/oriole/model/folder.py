@@ -287,6 +287,11 @@ def _refuse_options(data: dict[str, Any], path: Path) -> None:
     kind = data.get("model_type")
     if kind == "oriole":
         options = data.get("oriole")
+        if isinstance(options, dict) and options.get("kind") == "seq2seq":
+            raise ModelError(
+                f"{path.parent} holds an encoder-decoder, and here a decoder-only model is needed; oriole chat, "
+                "generate and eval can use it, and stage seq2seq goes on training it"
+            )
         unknown = sorted(set(options) - set(ModelConfig.model_fields)) if isinstance(options, dict) else ["unnamed"]
         if unknown:
             raise ModelError(

@@ -209,6 +209,27 @@ class LM(nn.Module):
         h, thought = self.reasoning.ponder(x, sight, self.norm, latent, pondering)
         return Out(h, (), aux, thought)
 
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache in the model's precision."""
+        weight = self.embedding.weight
+        return Cache(self.config, batch, length, dtype=weight.dtype, device=weight.device)
+
+    def prefill(
+        self, tokens: Tensor, lengths: Tensor, cache: Cache, *, most: int, pondering: Pondering | None = None
+    ) -> Out:
+        """Read prompts (B, T), of which the first `lengths` (B,) tokens count, into empty rows: several at once, or a
+        single one in pieces of `most` tokens. The states, (B, 1, D), are those of the last token of each, which says
+        how it goes on and alone is thought about."""
+        doc = torch.where(torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None], 0, -1)
+        for start in range(0, tokens.shape[1], most):
+            piece = slice(start, start + most)
+            at = (lengths - 1 - start).clamp(max=most - 1)
+            thinking = pondering and pondering._replace(at=at)
+            out = self(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=thinking)
+        place = torch.arange(len(tokens), device=tokens.device), at
+        thought = out.thought and Thought(*(x[place][:, None] for x in out.thought))
+        return Out(out.h[place][:, None], (), out.aux, thought)
+
     def _masks(self, doc: Tensor | None, length: int, backend: Backend) -> list[Mask | None]:
         """What the queries of each layer see, made once for each kind of layer; a window as long as the row is none."""
         windows = [w if w is not None and w < length else None for w in self.config.windows]

@@ -72,6 +72,12 @@ class Seq2SeqCache:
         stop = start + len(view.lengths)
         self.lengths[start:stop], self.sources[start:stop] = view.lengths, view.sources
 
+    def take_over(self, other: "Seq2SeqCache") -> None:
+        """Hold in the first rows what a smaller cache holds."""
+        for mine, kept in zip(self.tensors(), other.tensors(), strict=True):
+            mine[: len(other.lengths), :, : other.capacity] = kept
+        self.keep(0, other)
+
     def move(self, source: int, target: int) -> None:
         """Copy row `source` over row `target`."""
         n = max(self.lengths[source], self.sources[source])
@@ -291,9 +297,9 @@ class Seq2Seq(nn.Module):
         weight = self.embedding.weight
         return Seq2SeqCache(self.config, batch, length, dtype=weight.dtype, device=weight.device)
 
-    def prefill(self, source: Tensor, lengths: Tensor, cache: Seq2SeqCache) -> Tensor:
-        """Read sources (B, S), of which the first `lengths` (B,) tokens count, into empty rows; the decoder's state
-        (B, D) after START, which says how the answer begins."""
+    def prefill(self, source: Tensor, lengths: Tensor, cache: Seq2SeqCache) -> Out:
+        """Read sources (B, S), of which the first `lengths` (B,) tokens count, into empty rows; the decoder's states
+        (B, 1, D) after START, which say how the answers begin."""
         b, s = source.shape
         if s > cache.capacity:
             raise ModelError(f"{s} tokens do not fit into a cache of {cache.capacity}")
@@ -305,7 +311,7 @@ class Seq2Seq(nn.Module):
             cache.source_keys[i][:, :, :s], cache.source_values[i][:, :, :s] = keys, values
         cache.sources, cache.lengths = lengths.tolist(), [0] * b
         start = torch.full((b, 1), START, dtype=torch.int64, device=source.device)
-        return self._continue(start, cache).h[:, -1]
+        return self._continue(start, cache)
 
     def _continue(self, tokens: Tensor, cache: Seq2SeqCache) -> Out:
         """Decoder states of tokens (B, T) that follow the cached ones."""

@@ -30,10 +30,22 @@ from oriole.errors import DataError, raise_for_os_error
 from oriole.log import track
 from oriole.text.formats import Doc
 from oriole.text.template import Chat, render
-from oriole.text.tokenizer import END_OF_TEXT, Tokenizer
+from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 from oriole.text.writer import SCHEMA, Row, Writer, fingerprint, new_folder
 
-__all__ = ["Ids", "Mask", "Row", "Shards", "View", "batches", "encode_chats", "encode_docs", "held_out", "write_shards"]
+__all__ = [
+    "Ids",
+    "Mask",
+    "Row",
+    "Shards",
+    "View",
+    "batches",
+    "encode_chats",
+    "encode_docs",
+    "encode_questions",
+    "held_out",
+    "write_shards",
+]
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
 Mask = NDArray[np.uint8]
@@ -84,6 +96,20 @@ def encode_chats(chats: Iterable[Chat], tok: Tokenizer) -> Iterator[Row]:
             ids, mask = render(chat.messages, tok, tools=chat.tools)
             bar.update(len(ids))
             yield ids, mask, chat.source
+
+
+def encode_questions(chats: Iterable[Chat], tok: Tokenizer) -> Iterator[Row]:
+    """A row for each answer: the user's words just before it, then the answer and the end of its turn, which are
+    trained on. No roles, no template, nothing of what was said earlier."""
+    with track("tokenizing", unit="tokens") as bar:
+        for chat in chats:
+            for question, answer in zip(chat.messages, chat.messages[1:], strict=False):
+                asked = tok.encode(question.content)
+                if question.role != "user" or answer.role != "assistant" or not asked:
+                    continue
+                said = [*tok.encode(answer.content), IM_END]
+                bar.update(len(asked) + len(said))
+                yield [*asked, *said], [0] * len(asked) + [1] * len(said), chat.source
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

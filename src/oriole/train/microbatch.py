@@ -16,6 +16,7 @@ from torch import nn
 from oriole.model.config import KEPT
 from oriole.model.deepconfig import training_memory
 from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
 from oriole.train.batch import Batch
 from oriole.train.machine import host_memory
 from oriole.train.smart import Decision
@@ -96,23 +97,22 @@ def memory_of(
     compiled: bool,
 ) -> Memory | None:
     """How much memory a training step of the model takes, None where nobody has written that down."""
-    if not isinstance(model, LM):
+    if not isinstance(model, LM | Seq2Seq):
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = trained / max(1, sum(p.numel() for p in model.parameters()))  # frozen weights have no gradients
 
     def memory(rows: int, length: int) -> dict[str, int]:
-        parts = training_memory(
-            model.config,
-            None if model.deep is None else model.deep.table,
-            rows,
-            length,
-            dtype.itemsize,
-            optimizer=optimizer,
-            recompute=model.recompute,
-            whole_scores=device.type == "cpu" and length <= KEPT,
-            compiled=compiled,
-        )
+        how: dict[str, Any] = {
+            "optimizer": optimizer,
+            "recompute": model.recompute,
+            "whole_scores": device.type == "cpu" and length <= KEPT,
+            "compiled": compiled,
+        }
+        if isinstance(model, Seq2Seq):
+            return model.config.training_memory(rows, length, dtype.itemsize, **how)
+        deep = None if model.deep is None else model.deep.table
+        parts = training_memory(model.config, deep, rows, length, dtype.itemsize, **how)
         return parts | {name: int(share * parts[name]) for name in ("gradients", "optimizer")}
 
     return memory

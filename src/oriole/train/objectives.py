@@ -14,7 +14,7 @@ from oriole.train.batch import IGNORE, Batch
 
 __all__ = [
     "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "further", "head_weight",
-    "iteration_loss", "supervision", "token_log_probs", "token_stats",
+    "iteration_loss", "smoothed_chunk", "supervision", "token_log_probs", "token_stats",
 ]  # fmt: skip
 
 CHUNK = 1024
@@ -149,6 +149,24 @@ def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True)
     loss = ((log_z - logits.gather(-1, y.clamp(min=0)[:, None])) * counts).sum()
     grad = (((logits - log_z).exp() - at_target.to(exact)) * counts).to(x.dtype)  # softmax - one_hot
     return loss, grad @ w, grad.T @ x if by_weight else w.new_empty(0)
+
+
+def smoothed_chunk(smoothing: float) -> ChunkFunction:
+    """`cross_entropy_chunk` against targets of which a share is spread over all V tokens: label smoothing (Szegedy et
+    al. 2016, section 7; Vaswani et al. 2017, 5.4). The loss of a row is log Z - (1 - s) logit[y] - s mean(logits)."""
+
+    def chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        logits = (x @ w.T).to(exact)  # (n, V)
+        log_z = logits.logsumexp(-1, keepdim=True)
+        counts = (y >= 0)[:, None]
+        wanted = (torch.arange(w.shape[0], device=w.device) == y[:, None]).to(exact) * (1 - smoothing)
+        wanted = wanted + smoothing / w.shape[0]
+        loss = ((log_z - (wanted * logits).sum(-1, keepdim=True)) * counts).sum()
+        grad = (((logits - log_z).exp() - wanted) * counts).to(x.dtype)
+        return loss, grad @ w, grad.T @ x if by_weight else w.new_empty(0)
+
+    return chunk
 
 
 class _FusedCrossEntropy(torch.autograd.Function):

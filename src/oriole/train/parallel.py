@@ -5,7 +5,7 @@ Both add up the processes' gradients once a step, in the last of its backward pa
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
 from oriole.train import dist
 
 if TYPE_CHECKING:  # imported below where several processes need them: they cost a second of every start
@@ -59,7 +60,7 @@ class Parallel:
         for tensor in (*model.parameters(), *model.buffers()):  # DDP does this by itself
             torch.distributed.broadcast(tensor.data, 0)
         mesh = init_device_mesh(device.type, (dist.world(),))
-        for block in model.blocks if isinstance(model, LM) else model.children():
+        for block in _blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         self._pieces = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -125,6 +126,17 @@ class Parallel:
             for piece in self._pieces:
                 piece.reshard()
                 piece.set_reshard_after_forward(piece is not self._pieces[0], recurse=False)  # as fully_shard has it
+
+
+def _blocks(model: nn.Module) -> Iterable[nn.Module]:
+    """What is gathered and released piece by piece."""
+    match model:
+        case LM():
+            return model.blocks
+        case Seq2Seq():
+            return (*model.encoder, *model.decoder)
+        case _:
+            return model.children()
 
 
 class _Calls(nn.Module):

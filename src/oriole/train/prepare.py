@@ -14,7 +14,7 @@ from oriole.log import say
 from oriole.text.clean import language, normalise
 from oriole.text.formats import Doc, Skipped, expand, read_chats, read_docs
 from oriole.text.pack import HELDOUT
-from oriole.text.shards import Shards, View, encode_chats, encode_docs, held_out, write_shards
+from oriole.text.shards import Shards, View, encode_chats, encode_docs, encode_questions, held_out, write_shards
 from oriole.text.template import Chat
 from oriole.text.tokenizer import Tokenizer, train_tokenizer
 from oriole.train.recipe import Part, Recipe
@@ -47,7 +47,7 @@ def make_tokenizer(recipe: Recipe, init: Path | None) -> Tokenizer:
     texts = itertools.chain.from_iterable(
         _interleave(_texts(recipe, name, part) for name, part in recipe.parts.items())
     )
-    tokenizer = train_tokenizer(texts, table.vocab_size, sample_bytes=int(table.sample_mb * 1e6))
+    tokenizer = train_tokenizer(texts, table.vocab_size, sample_bytes=int(table.sample_mb * 1e6), kind=table.kind)
     tokenizer.save(folder, chat=False)
     return tokenizer
 
@@ -58,7 +58,7 @@ def _texts(recipe: Recipe, name: str, part: Part) -> Iterator[tuple[str, str]]:
     match recipe.format_of(part):
         case "text":
             texts = (doc.text for doc in _docs(recipe, part, paths, "train", _skipped(recipe)))
-        case "chat":
+        case "chat" | "question":
             chats = _chats(recipe, part, paths, "train", _skipped(recipe))
             texts = ("\n".join(m.content for m in chat.messages) for chat in chats)
         case "preference" | "prompt" as kind:
@@ -95,6 +95,8 @@ def _rows(
             return encode_docs(_docs(recipe, part, paths, split, skipped), tokenizer)
         case "chat":
             return encode_chats(_chats(recipe, part, paths, split, skipped), tokenizer)
+        case "question":
+            return encode_questions(_chats(recipe, part, paths, split, skipped), tokenizer)
         case "preference" | "prompt" as kind:
             raise ConfigError(
                 f"{recipe.stage} has no tokens of {kind} data to read; give a part the format text or chat"
@@ -141,7 +143,7 @@ def make_shards(recipe: Recipe, tokenizer: Tokenizer) -> tuple[dict[str, Shards 
         else:
             train[name] = _part_shards(recipe, tokenizer, name, part, "train", _token_limit(recipe, name))
         # A replay is there against forgetting, not to be measured; distillation has formats of either kind.
-        if part.format is not None and recipe.stage != "distill":
+        if part.format is not None and recipe.stage not in ("distill", "seq2seq"):
             continue
         val[name] = _validation(recipe, tokenizer, name, part)
     return train, val
@@ -189,6 +191,8 @@ def _token_limit(recipe: Recipe, name: str) -> int | None:
     if recipe.train.tokens is None:
         return None
     share = recipe.parts[name].weight / sum(p.weight for p in recipe.parts.values())
+    if recipe.stage == "seq2seq":  # what is counted are targets, of which a text gives so many only
+        share /= recipe.seq2seq.noise
     return int(recipe.train.tokens * share * PACKING_SLACK) + recipe.train.length
 
 

@@ -11,17 +11,27 @@ from pydantic import Field, field_validator, model_validator
 from oriole.config import Config
 from oriole.model.config import LoraConfig, ModelConfig, preset
 from oriole.model.deepconfig import DeepConfig
+from oriole.model.seq2seqconfig import Seq2SeqConfig, seq2seq_shape
 from oriole.train.scaling import settle
 from oriole.train.schedules import Schedule, check
 from oriole.train.smart import SmartConfig
-from oriole.train.tables import DistillTable, DPOTable, GateTable, GRPOTable, PPOTable, RewardTable, RolloutTable
+from oriole.train.tables import (
+    DistillTable,
+    DPOTable,
+    GateTable,
+    GRPOTable,
+    PPOTable,
+    RewardTable,
+    RolloutTable,
+    Seq2SeqTable,
+)
 
 __all__ = ["PREFERRING", "CheckpointTable", "EvalTable", "Part", "Recipe", "StageName", "TokenizerTable", "TrainTable"]
 
-StageName = Literal["pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill"]
+StageName = Literal["pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq"]
 PREFERRING = ("reward", "dpo", "ppo", "grpo")
 """Stages that learn from preferences or rewards: text and chats are not trained on there."""
-Format = Literal["text", "chat", "preference", "prompt"]
+Format = Literal["text", "chat", "preference", "prompt", "question"]
 
 
 class Part(Config):
@@ -37,7 +47,9 @@ class Part(Config):
     """Running text, conversations, preference pairs or prompts; by default text in pretraining, chat in SFT, preference
     in reward and dpo, prompts in ppo and grpo (of any file with chats, pairs or prompts alone). A text part in SFT is a
     replay of what pretraining read, against forgetting; a text or chat part in a stage that learns preferences is only
-    measured, in bits per byte, and may have `val` alone."""
+    measured, in bits per byte, and may have `val` alone. In seq2seq, chat by default, text is corrupted and to be
+    mended, and question stands for chats of which each answer is learnt from the question before it alone, without the
+    chat template."""
     weight: float = Field(1.0, gt=0)
     """This part's share of the training tokens, relative to the other parts' weights."""
     sources: dict[str, float] = Field(default_factory=dict)
@@ -54,6 +66,8 @@ class TokenizerTable(Config):
     """Ids in all, 16 reserved ones and 256 bytes among them."""
     sample_mb: float = Field(64.0, gt=0)
     """Megabytes of text to learn the merges from, shared equally by the languages: the bound on memory and time."""
+    kind: Literal["bpe", "char"] = "bpe"
+    """bpe: frequent pieces of words; char: every character a token, and `vocab_size` the most there may be."""
     path: Path | None = None
     """A folder with a tokenizer.json to use instead of training one."""
 
@@ -88,9 +102,10 @@ class TrainTable(Config):
     """Steps of linear warmup: below 1 a share of all steps, else a number of steps (not used by `onecycle`)."""
     schedule: Schedule = "cosine"
     """Learning rate after the warmup: cosine, linear, wsd (warmup-stable-decay), sgdr (cosine with warm restarts),
-    onecycle, exponential, constant, plateau (constant, with `smart.plateau` turned on)."""
+    onecycle, exponential, constant, plateau (constant, with `smart.plateau` turned on), noam (falls with the root of
+    the step)."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak (not used by `constant` and `plateau`)."""
+    """Learning rate at the end, as a share of the peak (not used by `constant`, `plateau` and `noam`)."""
     decay: float = Field(0.4, gt=0, le=1)
     """`wsd` only: the share of the steps at the end that decay linearly."""
     cycles: int = Field(3, ge=1)
@@ -174,18 +189,20 @@ class Recipe(Config):
     stage: StageName
     """pretrain: running text, every token trained; sft: chats, only the assistant's words trained; reward: pairs, from
     which a model learns to score answers; dpo: pairs, from which it learns to give the better ones; ppo and grpo:
-    prompts, which it answers itself and learns by the rewards; distill: text or chats, from a larger model too."""
+    prompts, which it answers itself and learns by the rewards; distill: text or chats, from a larger model too;
+    seq2seq: chats and text, of which an encoder-decoder learns to write the one half having read the other."""
     run: Path = Path("runs/run")
     """The run folder; tokenizer, shards and stages of a run live in it."""
     data: str = "builtin"
     """The folder that the file globs are relative to; "builtin" is Oriole's own small bilingual world."""
-    model: str | ModelConfig = "demo"
+    model: str | ModelConfig | Seq2SeqConfig = "demo"
     """A preset's name, a table of the model's shape, a width ("d384") or a number of parameters ("30M"), from which the
     shape is derived (first stage only; later stages take `init`'s). With a parent, `model.rope_scaling` and
-    `model.rope_factor` make its context that many times longer than it was trained with (see `lengthened`)."""
+    `model.rope_factor` make its context that many times longer than it was trained with (see `lengthened`). In seq2seq:
+    demo, classic, tfchat, base, or a table of Seq2SeqConfig."""
     init: str = ""
-    """A model folder to start from, or "random". Default: random for pretrain, for the others the first of their
-    stages in task.PARENTS that the run has and that was not judged worse than its own parent."""
+    """A model folder to start from, or "random". Default: random for pretrain and seq2seq, for the others the first of
+    their stages in task.PARENTS that the run has and that was not judged worse than its own parent."""
     track: Literal["none", "tensorboard", "trackio"] = "none"
     """Where the records of metrics.jsonl are shown live as well: TensorBoard's files in the stage's folder
     (`tensorboard --logdir RUN`), or a trackio project named after the run (`trackio show`). Extra: track."""
@@ -218,6 +235,8 @@ class Recipe(Config):
     """Stage dpo: the loss of a pair."""
     distill: DistillTable | None = None
     """Stage `distill` only: the teacher, and what is learnt from it."""
+    seq2seq: Seq2SeqTable = Seq2SeqTable()
+    """Stage seq2seq: sources, targets, loss."""
     rollout: RolloutTable = RolloutTable()
     """Stages ppo and grpo: prompts, answers, rewards."""
     ppo: PPOTable = PPOTable()
@@ -240,6 +259,8 @@ class Recipe(Config):
             table = {**table, "model": {"preset": cls.model_fields["model"].default, **shape}}
         if isinstance(train := table.get("train"), dict) and train.get("schedule") == "plateau":
             table = {**table, "smart": {"plateau": True, **(table.get("smart") or {})}}
+        if table.get("stage") == "seq2seq":
+            return {**table, "model": seq2seq_shape(table.get("model", "demo"))}
         return settle(table, {name: field.default for name, field in TrainTable.model_fields.items()})
 
     @field_validator("parts")
@@ -255,6 +276,8 @@ class Recipe(Config):
             format = self.format_of(part)
             if format == "preference" and self.stage not in PREFERRING:
                 raise ValueError(f'parts.{name} holds preference pairs, which stage = "{self.stage}" does not read')
+            if format == "question" and self.stage != "seq2seq":
+                raise ValueError(f'parts.{name} has the format question, which stage = "{self.stage}" does not read')
             if format == "preference" and part.shards is not None:
                 raise ValueError(f"parts.{name} holds preference pairs, which are read from files, not from shards")
             only_measured = self.stage in PREFERRING and format in ("text", "chat") and part.val
@@ -275,6 +298,10 @@ class Recipe(Config):
             )
         if self.stage in ("ppo", "grpo"):
             self._rollouts_possible()
+        if self.stage == "seq2seq":
+            self._pairs_possible()
+        elif isinstance(self.model, Seq2SeqConfig):
+            raise ValueError(f'model is an encoder-decoder, which stage = "{self.stage}" does not train; use seq2seq')
         if isinstance(self.model, str):
             preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
         return self
@@ -298,7 +325,7 @@ class Recipe(Config):
             )
         if self.train.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
             raise ValueError(f"train.dropout and lora.dropout must be 0 in {self.stage}: who answered is who learns")
-        if not isinstance(self.model, str) and self.model.rope_scaling != "none":
+        if isinstance(self.model, ModelConfig) and self.model.rope_scaling != "none":
             raise ValueError(f"{self.stage} takes its parent's context as it is; lengthen it in an sft stage before")
         if self.train.parallel == "fsdp":
             raise ValueError(f"{self.stage} needs the whole policy in each process; use train.parallel=ddp")
@@ -308,9 +335,22 @@ class Recipe(Config):
 
         The factor counts from the context that the parent was trained with, so that stages in turn may all have it.
         """
-        if isinstance(self.model, str) or self.model.rope_scaling == "none":
+        if not isinstance(self.model, ModelConfig) or self.model.rope_scaling == "none":
             return parent
         return parent.stretched(self.model.rope_scaling, self.model.rope_factor)
+
+    def _pairs_possible(self) -> None:
+        """What the stage that learns pairs of source and target needs."""
+        formats = {self.format_of(part) for part in self.parts.values()}
+        if formats - {"text", "chat", "question"}:
+            raise ValueError("seq2seq reads parts of the formats text, chat and question")
+        if {"chat", "question"} <= formats:
+            raise ValueError(
+                "the model is asked in the chat template or by the plain question, not both: give the parts with "
+                "conversations one format, chat or question"
+            )
+        if self.lora is not None:
+            raise ValueError("[lora] is for decoder-only models; train the whole encoder-decoder")
 
     def format_of(self, part: Part) -> Format:
         """How a part of this stage is read."""
@@ -319,7 +359,7 @@ class Recipe(Config):
         match self.stage:
             case "pretrain":
                 return "text"
-            case "sft" | "distill":
+            case "sft" | "distill" | "seq2seq":
                 return "chat"
             case "reward" | "dpo":
                 return "preference"

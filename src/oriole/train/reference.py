@@ -19,6 +19,7 @@ from oriole.config import Config, validate
 from oriole.errors import ConfigError
 from oriole.log import say
 from oriole.model.config import ModelConfig
+from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.train.recipe import Part, Recipe, TrainTable
 
 __all__ = ["SCHEMA", "SIGMAS", "Curve", "StageReference", "Watch", "find", "identity", "read_reference"]
@@ -29,13 +30,13 @@ SIGMAS = 3.0
 """A figure further away from the mean than so many spreads is worth a warning."""
 
 INDIFFERENT = {
-    "run", "data", "init", "skip_bad", "track", "reference", "model", "checkpoint", "tokenizer.path", "train.seed",
-    "train.device", "train.dtype", "train.compile", "train.resume", "train.log_every", "eval.every", "eval.prompts",
-    "eval.questions", "gate", "optional",
+    "run", "data", "init", "skip_bad", "track", "reference", "model", "checkpoint", "tokenizer.path", "tokenizer.kind",
+    "train.seed", "train.device", "train.dtype", "train.compile", "train.resume", "train.log_every", "eval.every",
+    "eval.prompts", "eval.questions", "gate", "optional",
 }  # fmt: skip
 """Keys of a recipe that change nothing about the curve, or are told by fingerprints instead."""
 
-PREFERENCES = {"reward", "dpo", "distill", "rollout", "ppo", "grpo", "eval.pairs", "eval.holdout_pairs"}
+PREFERENCES = {"reward", "dpo", "distill", "rollout", "ppo", "grpo", "seq2seq", "eval.pairs", "eval.holdout_pairs"}
 """Keys that the stages before the preferences do not read."""
 
 INDIFFERENT_PART = ("files", "val", "shards", "lang")
@@ -92,7 +93,7 @@ def read_reference(path: Path) -> dict[str, StageReference]:
 
 
 def identity(
-    recipe: Recipe, shape: ModelConfig, tokenizer: str, train: Mapping[str, str], val: Mapping[str, str]
+    recipe: Recipe, shape: ModelConfig | Seq2SeqConfig, tokenizer: str, train: Mapping[str, str], val: Mapping[str, str]
 ) -> dict[str, Any]:
     """What decides the curve, by dotted key; `tokenizer`, `train` and `val` are fingerprints."""
     model = {"model": shape.model_dump(mode="json")}

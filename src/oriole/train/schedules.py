@@ -2,7 +2,8 @@
 
 Every schedule but `onecycle` begins with a linear warmup: n / w of the peak in step n = 1 … w (Goyal et al. 2017). What
 follows is a share of the peak as a function of the progress p = (n - w) / (total - w), in (0, 1], so that the last step
-has the lowest rate, m = `min_lr` of the peak. torch.optim.lr_scheduler counts in the same way, one step later.
+has the lowest rate, m = `min_lr` of the peak (but for `noam`, which depends on n alone). torch.optim.lr_scheduler
+counts in the same way, one step later.
 """
 
 import math
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from oriole.train.optim import OptimConfig
 
-__all__ = ["Schedule", "check", "cosine", "exponential", "linear", "lr_at", "onecycle", "sgdr", "wsd"]
+__all__ = ["Schedule", "check", "cosine", "exponential", "linear", "lr_at", "noam", "onecycle", "sgdr", "wsd"]
 
-Schedule = Literal["cosine", "linear", "wsd", "sgdr", "onecycle", "exponential", "constant", "plateau"]
+Schedule = Literal["cosine", "linear", "wsd", "sgdr", "onecycle", "exponential", "constant", "plateau", "noam"]
 
 ONE_CYCLE_START = 1 / 25
 """First rate of `onecycle` as a share of the peak (torch's and fastai's default)."""
@@ -44,6 +45,8 @@ def lr_at(step: int, total: int, config: "OptimConfig") -> float:
             share = sgdr(done, left, config.cycles, config.cycle_mult, config.min_lr)
         case "exponential":
             share = exponential(progress, config.min_lr)
+        case "noam":
+            share = noam(n, warmup)
     return config.lr * share
 
 
@@ -80,6 +83,12 @@ def sgdr(done: int, left: int, cycles: int, mult: float, low: float) -> float:
             return cosine((done - start) / (end - start), low)
         start = end
     return low
+
+
+def noam(n: int, warmup: int) -> float:
+    """sqrt(w / n) after the warmup: with a peak of 1 / sqrt(D w) it is the rate of Vaswani et al. 2017, equation 3,
+    D^-0.5 min(n^-0.5, n w^-1.5). It has no end, and knows no `min_lr`."""
+    return math.sqrt(max(1, warmup) / n)
 
 
 def onecycle(n: int, total: int, rise: float, low: float) -> float:

@@ -20,8 +20,9 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.model.deepconfig import flops_per_token
+from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer
-from oriole.train import dist, distill, dpo, grpo, lmtask, lora, ppo, reference, reward, track
+from oriole.train import dist, distill, dpo, grpo, lmtask, lora, ppo, reference, reward, seq2seq, track
 from oriole.train.checkpoint import write_json
 from oriole.train.lock import alone_in
 from oriole.train.loop import TrainConfig, Trainer, fingerprint_of
@@ -80,9 +81,7 @@ def _run(recipe: Recipe) -> dict[str, Any]:
         metrics=metrics,
         evaluate=task.evaluate,
         fingerprint=task.fingerprint,
-        flops_per_token=flops_per_token(
-            task.lm.config, recipe.deep, recipe.train.length, logits="reward" not in task.lm.scalar_heads
-        ),
+        flops_per_token=task.flops or _flops(recipe, task),
         smart=recipe.smart,
     )
     try:
@@ -103,6 +102,12 @@ def _run(recipe: Recipe) -> dict[str, Any]:
     return done
 
 
+def _flops(recipe: Recipe, task: Task) -> float:
+    assert isinstance(task.lm, LM), "stages of other models say what theirs take"
+    rewards = "reward" in task.lm.scalar_heads
+    return flops_per_token(task.lm.config, recipe.deep, recipe.train.length, logits=not rewards)
+
+
 def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     """The objective and the batches of the stage that the recipe names."""
     match recipe.stage:
@@ -118,6 +123,8 @@ def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
             return ppo.build(recipe, tokenizer, init)
         case "grpo":
             return grpo.build(recipe, tokenizer, init)
+        case "seq2seq":
+            return seq2seq.build(recipe, tokenizer, init)
 
 
 # --- what is there already -------------------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ def _finished(recipe: Recipe) -> dict[str, Any] | None:
             table.get("train", {}).pop(key, None)
         table.get("smart", {}).pop("micro_batch", None)
     keys = ("train", "smart", "parts", "model", "init", "data", "tokenizer")
-    tables = ("lora", "deep", "reward", "dpo", "rollout", "ppo", "grpo", "distill")
+    tables = ("lora", "deep", "reward", "dpo", "rollout", "ppo", "grpo", "distill", "seq2seq")
     changed = [key for key in (*keys, *tables) if before.get(key) != now.get(key)]
     if changed:
         raise ConfigError(

@@ -10,6 +10,7 @@ from oriole.config import Config
 
 __all__ = [
     "DPOTable", "DistillTable", "GRPOTable", "GateTable", "PPOTable", "RewardName", "RewardTable", "RolloutTable",
+    "Seq2SeqTable",
 ]  # fmt: skip
 
 RewardName = Literal["arithmetic", "exact", "language", "format", "repetition", "length", "rules", "model"]
@@ -41,6 +42,25 @@ class DistillTable(Config):
     """0: the teacher is asked in every step about all tokens. Above: it is asked once, before the first step, and its
     so many likeliest tokens are kept on disk, with what all others have together: several epochs, or several students,
     then cost the teacher nothing. 32 usually holds nearly all of the probability."""
+
+
+class Seq2SeqTable(Config):
+    """Stage seq2seq: what sources and targets are made of, and the loss (train/seq2seq.py)."""
+
+    source_length: int = Field(0, ge=0)
+    """Tokens of all sources in a row (S), beside the `train.length` of its targets; 0: in the proportion that the data
+    have."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of each target's probability that all tokens get alike."""
+    piece: int = Field(128, ge=8)
+    """Tokens of running text that are corrupted together: longer documents are cut."""
+    noise: float = Field(0.15, gt=0, lt=1)
+    """The share of a text that is taken out of the source and becomes the target."""
+    span: float = Field(3.0, ge=1)
+    """Mean length of what is taken out at one place, in tokens."""
+    prefix: float = Field(0.0, ge=0, le=1)
+    """The share of the texts that are cut in two instead, wherever it falls: the beginning is the source, the rest the
+    target."""
 
 
 class DPOTable(Config):

@@ -14,6 +14,8 @@ from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import preset
 from oriole.model.folder import load_model
 from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
+from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.text.tokenizer import Tokenizer
 from oriole.train.gradients import Objective
 from oriole.train.loop import Data
@@ -26,7 +28,7 @@ __all__ = ["PARENTS", "Task", "identity", "load_parent", "model_for", "parent_of
 class Task:
     """One stage, ready to be trained."""
 
-    lm: LM
+    lm: LM | Seq2Seq
     """The language model: its shape is what is reported."""
     model: nn.Module
     """What the optimizer updates: `lm`, or a module that holds it."""
@@ -44,6 +46,8 @@ class Task:
     """Fingerprints of the held-out parts."""
     have: str
     """The data in words, for the line that announces the stage."""
+    flops: float = 0.0
+    """Training FLOPs of a position; 0: as the language model's shape says."""
 
 
 PARENTS = {
@@ -60,7 +64,7 @@ PARENTS = {
 def parent_of(recipe: Recipe) -> Path | None:
     """The folder whose weights the stage starts from, None for random weights."""
     match recipe.stage, recipe.init:
-        case (_, "random") | ("pretrain", ""):
+        case (_, "random") | ("pretrain" | "seq2seq", ""):
             return None
         case (stage, ""):
             for name in PARENTS[stage]:
@@ -89,6 +93,7 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
         model.reset_rope()
     else:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
+        assert not isinstance(shape, Seq2SeqConfig), "recipe.py refuses it in other stages"
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ModelError(
@@ -110,7 +115,7 @@ def supervised(recipe: Recipe, model: LM) -> LM:
     return model
 
 
-def identity(recipe: Recipe, lm: LM, tokenizer: Tokenizer, data: Mapping[str, str]) -> dict[str, Any]:
+def identity(recipe: Recipe, lm: LM | Seq2Seq, tokenizer: Tokenizer, data: Mapping[str, str]) -> dict[str, Any]:
     """The fingerprint that every stage has; `data` are the fingerprints of the training parts."""
     table = recipe.train
     return {
