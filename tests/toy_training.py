@@ -50,9 +50,9 @@ class Records(list[dict[str, Any]]):
         return [record for record in self if record["event"] == event]
 
 
-def model(dropout: float = 0.0, seed: int = 1) -> LM:
+def model(dropout: float = 0.0, seed: int = 1, pattern: str = "G") -> LM:
     torch.manual_seed(seed)
-    made = LM(SHAPE)
+    made = LM(SHAPE.model_copy(update={"pattern": pattern}))
     made.set_dropout(dropout)
     return made
 

@@ -6,6 +6,9 @@ import torch
 from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
 
+MIXED = "GctrLgsz"
+"""Two layers with every gate, temperature and residual scale between them."""
+
 
 def shape(**changes: object) -> ModelConfig:
     base = {
@@ -24,10 +27,10 @@ def shaken(config: ModelConfig, seed: int = 0) -> LM:
     return model
 
 
-@pytest.fixture(params=[(4, 2), (4, 4), (4, 1)], ids=["gqa", "mha", "mqa"])
+@pytest.fixture(params=[(4, 2, "G"), (4, 4, "G"), (4, 1, "G"), (4, 2, MIXED)], ids=["gqa", "mha", "mqa", "options"])
 def model(request: pytest.FixtureRequest) -> LM:
-    heads, kv = request.param
-    return shaken(shape(num_heads=heads, num_kv_heads=kv))
+    heads, kv, pattern = request.param
+    return shaken(shape(num_heads=heads, num_kv_heads=kv, pattern=pattern, window=5))
 
 
 @pytest.fixture

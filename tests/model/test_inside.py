@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oriole.errors import ModelError
+from oriole.model.gates import gated
 from oriole.model.inside import entropy, lens, look, nearest, principal
 from oriole.model.lm import LM
 
@@ -21,10 +22,13 @@ def test_attention_weights_sum_to_one_and_make_the_layers_output_from_its_values
     for block, weights, (args, out) in zip(model.blocks, inside.weights, seen[2:], strict=True):
         assert weights.shape == (4, 7, 7) and weights.triu(1).eq(0).all()
         torch.testing.assert_close(weights.sum(-1), torch.ones(4, 7))
-        _, _, v = block.attention.project(*args[:3])
-        mixed = weights @ v[0].repeat_interleave(4 // v.shape[1], dim=0)
-        made = block.attention.out(mixed.transpose(0, 1).flatten(1))
-        torch.testing.assert_close(made, out[0], rtol=1e-5, atol=1e-5)
+        x, cos, sin, _, _, _, keys_seen = args
+        _, _, v = block.attention.project(x, cos, sin, keys_seen)
+        mixed = (weights @ v[0].repeat_interleave(4 // v.shape[1], dim=0)).transpose(0, 1)[None]
+        if block.attention.gate is not None:
+            mixed = gated(mixed, x, block.attention.gate)
+        made = block.attention.out(mixed.flatten(2))
+        torch.testing.assert_close(made, out, rtol=1e-5, atol=1e-5)
 
 
 def test_the_residual_stream_is_the_embedding_and_all_that_is_added(small: LM) -> None:

@@ -162,9 +162,17 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch.compile's own imports
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
-def test_a_training_step_is_one_graph(make: Callable[..., LM], compiler: str) -> None:
-    small = make(num_layers=1, context=256)
+@pytest.mark.parametrize(
+    ("compiler", "layers", "pattern"),
+    [
+        ("aot_eager", 1, "G"),
+        pytest.param("inductor", 1, "G", marks=[pytest.mark.slow, needs_compiler]),
+        ("aot_eager", 2, "GctrLgsz"),
+        pytest.param("inductor", 2, "GctrLgsz", marks=[pytest.mark.soak, needs_compiler]),
+    ],
+)
+def test_a_training_step_is_one_graph(make: Callable[..., LM], compiler: str, layers: int, pattern: str) -> None:
+    small = make(num_layers=layers, context=256, pattern=pattern)
     x, doc = tokens(2, 256), torch.tensor([[0] * 70 + [1] * 186, [0] * 256])  # long enough for blocks of queries
     pos = torch.tensor([[*range(70), *range(186)], [*range(256)]])
     graphs = []

@@ -81,6 +81,23 @@ def test_a_signal_amid_accumulation_stops_after_the_step_and_nothing_is_lost(
     assert digest(second.model) == digest(unbroken.model)
 
 
+def test_heads_dropped_by_depth_are_the_same_after_a_resume(tmp_path: Path) -> None:
+    def made(folder: str, **more: Any) -> Trainer:
+        lm = model(pattern="GctrGgsz")
+        lm.set_dropout(0.1, heads=0.3, depth="linear")
+        return trainer(tmp_path / folder, lm=lm, more=more)
+
+    unbroken = made("a")
+    unbroken.fit()
+    with pytest.raises(Interrupted, match="after step 5 of 12"):
+        made("b", objective=StopsInCall(5)).fit()
+    torch.manual_seed(99)
+    second = made("b")
+    second.fit()
+    assert second.metrics.of("start")[0]["step"] == 5  # type: ignore[attr-defined]
+    assert digest(second.model) == digest(unbroken.model)
+
+
 # --- whole -----------------------------------------------------------------------------------------------------------
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -157,6 +174,8 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"lr": 0.5}, r"train\.lr was 0\.001, is 0\.5"),
         ({"seed": 1}, r"train\.seed was 1337, is 1"),
         ({"dropout": 0.0}, r"train\.dropout was 0\.1, is 0\.0"),
+        ({"head_dropout": 0.2}, r"train\.head_dropout was 0\.0, is 0\.2"),
+        ({"dropout_depth": "linear"}, r"train\.dropout_depth was constant, is linear"),
         ({"tokens": 10_000}, r"train\.steps was 20, is \d+"),
         ({"parts": {"zh": {"files": ["zh.txt"], "val": ["zh.txt"], "weight": 3}}}, r"zh\.weight was 1\.0, is 3\.0"),
         ("data", r"data\.zh was [0-9a-f]+, is [0-9a-f]+"),

@@ -175,7 +175,8 @@ def test_a_score_of_the_reward_model_is_that_of_the_rendered_conversation(home: 
     ("more", "said"),
     [
         ({"train": {"epochs": None, "tokens": 1e4}}, "counts in passes over its prompts"),
-        ({"train": {"dropout": 0.1}}, "dropout must be 0 in grpo"),
+        ({"train": {"dropout": 0.1}}, "train.dropout, train.head_dropout and lora.dropout must be 0 in grpo"),
+        ({"train": {"head_dropout": 0.1}}, "train.head_dropout and lora.dropout must be 0 in grpo"),
         ({"lora": {"dropout": 0.1}}, "lora.dropout must be 0 in grpo"),
         ({"train": {"compile": True}}, "leave train.compile at auto"),
         ({"train": {"parallel": "fsdp"}}, "use train.parallel=ddp"),

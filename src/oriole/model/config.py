@@ -191,6 +191,15 @@ class ModelConfig(Config):
             raise ValueError("rope_scaling=ntk has no pair to stretch with head_dim=2; choose linear")
         return self
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The keys that need not be given, with what they are then, for JSON."""
+        fields = {name: field.default for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: value.model_dump(mode="json") if isinstance(value, Config) else value
+            for name, value in fields.items()
+        }
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What each of the L layers is."""
@@ -247,7 +256,16 @@ class ModelConfig(Config):
         norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
         layer = attention + 3 * self.dim * self.ffn_dim + norms
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return embeddings + self.num_layers * layer + self.dim + self._reasoning_params()
+        added = sum(self._added_params(one) for one in self.layers)
+        return embeddings + self.num_layers * layer + added + self.dim + self._reasoning_params()
+
+    def _added_params(self, layer: Layer) -> int:
+        """Parameters of a layer's gate, temperature and residual scales (model.gates)."""
+        heads = self.num_heads
+        gate = {"none": 0, "head": heads * self.dim, "channel": heads * self.head_dim * self.dim}
+        temperature = {"none": 0, "query": heads * self.dim, "length": heads}
+        residual = {"none": 0, "scale": 2 * self.dim, "zero": 2}
+        return gate[layer.gate] + temperature[layer.temperature] + residual[layer.residual]
 
     def _attention_params(self) -> int:
         """Parameters of one attention of a latent layer, its norms included."""
@@ -283,6 +301,14 @@ class ModelConfig(Config):
             matrices -= r.layers * (self._attention_params() if r.cross else 0)
             keys += r.steps * r.layers * length / 2
         return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
+
+    def _added_activations(self, layer: Layer) -> int:
+        """Numbers a token that autograd keeps for a layer's options: what goes into the products that they add."""
+        query = self.num_heads * self.head_dim
+        gate = {"none": 0, "head": self.num_heads, "channel": query}
+        temperature = {"none": 0, "query": query, "length": query}
+        residual = {"none": 0, "scale": 2 * self.dim, "zero": 2 * self.dim}
+        return gate[layer.gate] + temperature[layer.temperature] + residual[layer.residual]
 
     def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
         """Bytes of keys and values for `batch` sequences of `length` tokens; an L layer keeps its window only."""
@@ -326,6 +352,8 @@ class ModelConfig(Config):
             block += int(rows * self.num_heads * met / self.num_layers * b)
         applied = self.num_layers + (self.reasoning.layers * self.reasoning.steps if self.reasoning else 0)
         blocks = block + (applied - 1) * rows * self.dim * 4 if recompute else applied * block
+        added = [rows * b * self._added_activations(layer) for layer in self.layers]
+        blocks += max(added) if recompute else sum(added)
         logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
         used = blocks + logits + (0 if b == 4 else b * matrices)
         match optimizer:

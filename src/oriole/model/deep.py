@@ -35,11 +35,18 @@ class Ahead(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, token: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None, backend: Backend
+        self,
+        x: Tensor,
+        token: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Mask | None,
+        backend: Backend,
+        keys_seen: Tensor | None,
     ) -> Tensor:
         """Residual stream x (B, T, D) and embeddings `token` (B, T, D) -> the next module's x (B, T, D)."""
         joined = self.join(torch.cat((self.state_norm(x), self.token_norm(token)), dim=-1))
-        out: Tensor = self.block(joined, cos, sin, mask, None, backend)
+        out: Tensor = self.block(joined, cos, sin, mask, None, backend, keys_seen)
         return out
 
 
@@ -63,6 +70,7 @@ class Deep(nn.Module):
         sin: Tensor,
         mask: Mask | None,
         backend: Backend,
+        keys_seen: Tensor | None,
         recompute: bool,
     ) -> tuple[Tensor, ...]:
         """States (B, T, D) for the head: one a depth, then one a further token.
@@ -73,16 +81,18 @@ class Deep(nn.Module):
         out = [norm(state) for norm, state in zip(self.norms, kept, strict=True)]
         for k, module in enumerate(self.ahead, start=1):
             assert isinstance(module, Ahead)
-            given = x, embedded.roll(-k, 1), cos, sin, mask, backend  # beyond a document's end, what follows it there
+            # Beyond a document's end, the token is what follows it there.
+            given = x, embedded.roll(-k, 1), cos, sin, mask, backend, keys_seen
             x = checkpoint(module, *given, use_reentrant=False) if recompute else module(*given)
             out.append(module.norm(x))
         return tuple(out)
 
     def like(self, last: nn.Module) -> None:
-        """Give the modules' blocks the dropout of the model's last block."""
+        """Give the modules' blocks the dropouts of the model's last block."""
         for module in self.ahead:
             assert isinstance(module, Ahead) and isinstance(last, Block)
             module.block.dropout = last.dropout
+            module.block.attention.head_dropout = last.attention.head_dropout
 
     def names(self) -> list[str]:
         """What each state is called in records: depth_2, ahead_2 (the second token from here) and so on."""

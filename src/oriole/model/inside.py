@@ -56,8 +56,8 @@ def look(model: LM, tokens: Tensor) -> Inside:
         halfway.append(args[0][0])
 
     def attending(attention: Any, args: tuple[Any, ...]) -> None:
-        x, cos, sin, mask, *_ = args
-        q, k, _ = attention.project(x, cos, sin)
+        x, cos, sin, mask, _, _, keys_seen = args
+        q, k, _ = attention.project(x, cos, sin, keys_seen)
         weights.append(attention_weights(q, k, mask)[0])
 
     with ExitStack() as hooks:

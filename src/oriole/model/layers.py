@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oriole.model import gates
 from oriole.model.attention import Backend, Mask, attend
 from oriole.model.cache import LayerCache
 from oriole.model.config import Layer, ModelConfig
@@ -28,7 +29,10 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with per-head QK-norm before RoPE; q, k and v are one matrix in memory."""
+    """Grouped-query attention with per-head QK-norm before RoPE; q, k and v are one matrix in memory.
+
+    The layer may have a gate on its output and a temperature of its scores (model.gates).
+    """
 
     def __init__(self, config: ModelConfig, layer: Layer) -> None:
         super().__init__()
@@ -38,9 +42,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.layer = layer
+        self.gate = gates.gate_weight(config, layer)
+        self.temperature = gates.temperature_weight(config, layer)
+        self.head_dropout = 0.0
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, T, hd), k and v (B, Hkv, T, hd) of x (B, T, D), as they meet in `attend`: normed and rotated.
+    def project(
+        self, x: Tensor, cos: Tensor, sin: Tensor, keys_seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, hd), k and v (B, Hkv, T, hd) of x (B, T, D), as they meet in `attend`: normed and rotated, the
+        queries times the layer's temperature.
 
         Whoever looks inside a model (model.inside) asks the layer here, so all that a layer does to its queries and
         keys belongs in this place.
@@ -51,7 +62,10 @@ class Attention(nn.Module):
             .view(b, t, -1, self.head_dim)
             .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         )
-        q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
+        q = rotate(self.q_norm(q), cos, sin)
+        if self.temperature is not None:
+            q = (q * self._temperature(x, keys_seen, self.temperature)).to(q.dtype)
+        q = q.transpose(1, 2)
         k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
         return q, k, v.transpose(1, 2)
 
@@ -63,15 +77,29 @@ class Attention(nn.Module):
         mask: Mask | None,
         cache: LayerCache | None,
         backend: Backend,
+        keys_seen: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). `mask` says what this layer's queries see, `cache` holds its earlier keys."""
+        """x (B, T, D) -> (B, T, D). `mask` says what this layer's queries see, `cache` holds its earlier keys, and
+        `keys_seen` (B or 1, T) is how many keys a query sees without a window, for a temperature from the length."""
         b, t, _ = x.shape
-        q, k, v = self.project(x, cos, sin)
+        q, k, v = self.project(x, cos, sin, keys_seen)
         if cache is not None:
             k, v = cache.extended(k, v)
         y = attend(q, k, v, mask, backend=backend)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))
+        if self.training and self.head_dropout > 0:
+            y = gates.drop_heads(y, self.head_dropout)
+        y = y.transpose(1, 2)
+        if self.gate is not None:
+            y = gates.gated(y, x, self.gate)
+        out: Tensor = self.out(y.reshape(b, t, -1))
         return out
+
+    def _temperature(self, x: Tensor, keys_seen: Tensor | None, weight: Tensor) -> Tensor:
+        """What the queries are multiplied by (B or 1, T, H, 1)."""
+        if self.layer.temperature == "query":
+            return gates.query_temperature(x, weight)
+        assert keys_seen is not None, "the model counts keys where a layer asks for them"
+        return gates.length_temperature(keys_seen, weight, self.layer.window)
 
 
 class SwiGLU(nn.Module):
@@ -90,7 +118,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); dropout on both branches while training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); dropout on both branches while training, and perhaps a learned
+    factor of each."""
 
     def __init__(self, config: ModelConfig, layer: Layer) -> None:
         super().__init__()
@@ -98,6 +127,8 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config)
+        self.attention_scale = gates.residual_scale(config, layer)
+        self.mlp_scale = gates.residual_scale(config, layer)
         self.dropout = 0.0
 
     def forward(
@@ -108,8 +139,13 @@ class Block(nn.Module):
         mask: Mask | None,
         cache: LayerCache | None,
         backend: Backend,
+        keys_seen: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        y = self.attention(self.attention_norm(x), cos, sin, mask, cache, backend)
-        x = x + F.dropout(y, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+        y = self.attention(self.attention_norm(x), cos, sin, mask, cache, backend, keys_seen)
+        x = x + self._scaled(y, self.attention_scale)
+        return x + self._scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+
+    def _scaled(self, y: Tensor, scale: Tensor | None) -> Tensor:
+        y = F.dropout(y, self.dropout, self.training)
+        return y if scale is None else y * scale

@@ -15,6 +15,7 @@ from oriole.model.cache import Cache, LayerCache
 from oriole.model.config import ModelConfig
 from oriole.model.deep import Deep
 from oriole.model.deepconfig import DeepConfig
+from oriole.model.gates import keys_seen
 from oriole.model.layers import Block, RMSNorm
 from oriole.model.reasoning import Context, Pondering, Reasoning, Sight, Thought
 from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
@@ -57,6 +58,7 @@ class LM(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
         self.reasoning = Reasoning(config) if config.reasoning else None
+        self._counts_keys = any(layer.temperature == "length" for layer in config.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
@@ -70,10 +72,11 @@ class LM(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         """N(0, init_std); the projections that write into the residual stream get init_std / sqrt(2 L) (GPT-2)."""
         std = self.config.init_std
-        for name, parameter in module.named_parameters():
-            if parameter.dim() >= 2:
-                writes_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, 0.0, std / math.sqrt(2 * self.config.num_layers) if writes_residual else std)
+        for name, part in module.named_modules():
+            if isinstance(part, nn.Linear | nn.Embedding):  # norms and options have first values of their own
+                writes_residual = name.endswith(("attention.out", "mlp.down"))
+                small = std / math.sqrt(2 * self.config.num_layers)
+                nn.init.normal_(part.weight, 0.0, small if writes_residual else std)
 
     def supervise(self, table: DeepConfig, seed: int) -> None:
         """From now on a forward pass without a cache gives states for further losses (`Out.mid`), by weights drawn with
@@ -128,11 +131,16 @@ class LM(nn.Module):
             kv_only = {f"{layer}.{name}.kv.weight": (kv, kv) for layer in latent for name in names}
         return qkv | kv_only | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
 
-    def set_dropout(self, p: float) -> None:
-        """Dropout probability of the residual branches while training."""
-        for block in self.blocks:
+    def set_dropout(self, p: float, heads: float = 0.0, depth: Literal["constant", "linear"] = "constant") -> None:
+        """While training: dropout of the residual branches with probability `p`, of whole attention heads with `heads`.
+
+        constant: the same in every layer; linear: l / L of both in layer l of L (the schedule of Huang et al. 2016,
+        section 3; what they drop is a whole branch, here it is single numbers of it).
+        """
+        for number, block in enumerate(self.blocks, 1):
             assert isinstance(block, Block)
-            block.dropout = p
+            share = number / len(self.blocks) if depth == "linear" else 1.0
+            block.dropout, block.attention.head_dropout = share * p, share * heads
         if self.deep is not None:
             self.deep.like(self.blocks[-1])
         if self.reasoning is not None:
@@ -175,6 +183,12 @@ class LM(nn.Module):
         if pos is not None:
             cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
 
+        seen = None  # keys that each query sees without a window; counted where a layer asks for them
+        if self._counts_keys and cache is not None:
+            seen = columns + 1
+        elif self._counts_keys:
+            seen = torch.arange(1, t + 1, device=tokens.device)[None] if doc is None else keys_seen(doc)
+
         layers: list[LayerCache | None] = [None] * len(masks)
         if cache is not None:
             layers = [LayerCache(*each) for each in zip(cache.keys, cache.values, places, strict=True)]
@@ -182,15 +196,15 @@ class LM(nn.Module):
         kept = []  # residual streams of supervised depths
         for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, masks[i], layers[i], backend, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, masks[i], layers[i], backend, seen, use_reentrant=False)
             else:
-                x = block(x, cos, sin, masks[i], layers[i], backend)
+                x = block(x, cos, sin, masks[i], layers[i], backend, seen)
             if self.deep is not None and i + 1 in self.deep.table.depths:
                 kept.append(x)
         mid: tuple[Tensor, ...] = ()
         if self.deep is not None and cache is None:
             recompute = self.recompute and torch.is_grad_enabled()
-            mid = self.deep(kept, x, embedded, cos, sin, masks[len(self.blocks) - 1], backend, recompute)
+            mid = self.deep(kept, x, embedded, cos, sin, masks[len(self.blocks) - 1], backend, seen, recompute)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
         aux = torch.zeros((), device=tokens.device)

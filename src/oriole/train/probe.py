@@ -262,7 +262,7 @@ def _trainer(recipe: Recipe, model: LM, data: _Synthetic, steps: int, folder: Pa
 def _measure(recipe: Recipe, shape: ModelConfig, steps: int, seconds: float, folder: Path) -> Probe:
     base = peak_rss()
     model = LM(shape)
-    model.set_dropout(recipe.train.dropout)
+    model.set_dropout(**recipe.train.dropouts)
     model.recompute = recipe.train.recompute
     if recipe.deep is not None:
         model.supervise(recipe.deep, recipe.train.seed)

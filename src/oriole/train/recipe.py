@@ -123,11 +123,16 @@ class TrainTable(Config):
     """
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the residual branches while training."""
+    head_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of whole attention heads while training, drawn for each row and layer (Zhou et al. 2020)."""
+    dropout_depth: Literal["constant", "linear"] = "constant"
+    """constant: both dropouts are the same in every layer; linear: they grow with depth, to what is given in the last
+    layer (the schedule of Huang et al. 2016)."""
     recompute: bool = False
     """Keep only what goes in and out of a block and compute the rest again in the backward pass: about a third more
     time for a fraction of the activations' memory."""
     seed: int = 1337
-    """Seed of the weights, the data order and dropout."""
+    """Seed of the weights, the data order and dropouts."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -141,6 +146,11 @@ class TrainTable(Config):
     """auto: from the newest valid checkpoint; no: afresh; or the path of a checkpoint."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics.jsonl."""
+
+    @property
+    def dropouts(self) -> dict[str, Any]:
+        """What `LM.set_dropout` takes."""
+        return {"p": self.dropout, "heads": self.head_dropout, "depth": self.dropout_depth}
 
     @model_validator(mode="after")
     def _reaches_its_end(self) -> "TrainTable":
@@ -323,8 +333,12 @@ class Recipe(Config):
                 f"{self.stage} compares the probabilities of its rollouts with those in training, both computed alike: "
                 "leave train.compile at auto (not compiled) or false"
             )
-        if self.train.dropout > 0 or (self.lora is not None and self.lora.dropout > 0):
-            raise ValueError(f"train.dropout and lora.dropout must be 0 in {self.stage}: who answered is who learns")
+        lora = 0.0 if self.lora is None else self.lora.dropout
+        if self.train.dropout > 0 or self.train.head_dropout > 0 or lora > 0:
+            raise ValueError(
+                f"train.dropout, train.head_dropout and lora.dropout must be 0 in {self.stage}: who answered is who "
+                "learns"
+            )
         if isinstance(self.model, ModelConfig) and self.model.rope_scaling != "none":
             raise ValueError(f"{self.stage} takes its parent's context as it is; lengthen it in an sft stage before")
         if self.train.parallel == "fsdp":
@@ -341,6 +355,8 @@ class Recipe(Config):
 
     def _pairs_possible(self) -> None:
         """What the stage that learns pairs of source and target needs."""
+        if self.train.head_dropout > 0 or self.train.dropout_depth != "constant":
+            raise ValueError("stage seq2seq has train.dropout alone: leave train.head_dropout and dropout_depth out")
         formats = {self.format_of(part) for part in self.parts.values()}
         if formats - {"text", "chat", "question"}:
             raise ValueError("seq2seq reads parts of the formats text, chat and question")

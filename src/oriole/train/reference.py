@@ -135,8 +135,7 @@ def _fits(theirs: Mapping[str, Any], mine: Mapping[str, Any], recipe: Recipe) ->
     """Whether all that the reference knows is equal, and what it does not know yet (newer keys) is at its default."""
     parts = {name: Part(files=["*"]) for name in recipe.parts}
     plain = Recipe(stage=recipe.stage, parts=parts, train=TrainTable(tokens=1), distill=recipe.distill)
-    shape = {f"model.{name}": field.default for name, field in ModelConfig.model_fields.items()}
-    defaults = shape | _settings(plain)
+    defaults = _flat({"model": ModelConfig.defaults()}) | _settings(plain)
     return all(mine.get(key) == value for key, value in theirs.items()) and all(
         key in defaults and defaults[key] == value for key, value in mine.items() if key not in theirs
     )

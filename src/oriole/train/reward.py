@@ -169,7 +169,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
             "embedding; the parent's is not: leave reward.sft out"
         )
     model = with_reward_head(parent)
-    model.set_dropout(recipe.train.dropout)
+    model.set_dropout(**recipe.train.dropouts)
     train, val = make_pairs(recipe, tokenizer, context=model.config.context, cut=False, whole=True)
     parts, shares = mixed(recipe, train, whole=True)
     for part in parts:

@@ -21,6 +21,7 @@ from oriole.train.gauges import Clock
 from oriole.train.guard import Background
 from oriole.train.optim import BY_ROWS, OptimConfig, Optimizer
 from oriole.train.parallel import local, span
+from oriole.train.recipe import TrainTable
 
 __all__ = ["Progress", "Saver", "Stateful", "flat", "refuse_others"]
 
@@ -351,8 +352,8 @@ def _check_fingerprint(path: Path, before: Mapping[str, Any], now: Mapping[str, 
 
 def _meant_before() -> dict[str, Any]:
     """What a key of the fingerprint that an older Oriole did not know had meant then: its default."""
-    shape = {n: f.default for n, f in ModelConfig.model_fields.items() if not f.is_required()}
-    return flat(json.loads(json.dumps({"train": OptimConfig().model_dump(mode="json"), "model": shape}, default=str)))
+    train = TrainTable().model_dump(mode="json") | OptimConfig().model_dump(mode="json")
+    return flat({"train": train, "model": ModelConfig.defaults()})
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

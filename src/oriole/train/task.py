@@ -85,7 +85,7 @@ def load_parent(folder: Path) -> LM:
 
 
 def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
-    """The parent's weights or new ones, with the recipe's dropout."""
+    """The parent's weights or new ones, with the recipe's dropouts."""
     torch.manual_seed(recipe.train.seed)
     if init is not None:
         model = load_parent(init)
@@ -103,7 +103,7 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     if model.reasoning is not None and recipe.stage not in ("pretrain", "sft"):
         # Other losses say nothing about being right; and what never gets a gradient would hold up a group of processes.
         model.reasoning.confidence_head.requires_grad_(False)
-    model.set_dropout(recipe.train.dropout)
+    model.set_dropout(**recipe.train.dropouts)
     model.recompute = recipe.train.recompute
     return model
 
@@ -124,6 +124,12 @@ def identity(recipe: Recipe, lm: LM | Seq2Seq, tokenizer: Tokenizer, data: Mappi
         "tokenizer": tokenizer.fingerprint(),
         "data": dict(data),
         "parts": {name: {"weight": p.weight, "sources": p.sources} for name, p in recipe.parts.items()},
-        "train": {"batch_size": table.batch_size, "length": table.length, "dropout": table.dropout},
+        "train": {
+            "batch_size": table.batch_size,
+            "length": table.length,
+            "dropout": table.dropout,
+            "head_dropout": table.head_dropout,
+            "dropout_depth": table.dropout_depth,
+        },
         **({} if recipe.deep is None else {"deep": recipe.deep.model_dump(mode="json")}),
     }
