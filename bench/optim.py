@@ -30,6 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.blocks import student
 from bench.record import RESULTS, device_name, settings
 from oriole.config import validate
 from oriole.errors import OrioleError
@@ -44,9 +45,6 @@ DEFAULTS = {
     "weight_decay": 0.1, "schedule": "cosine", "min_lr": 0.05, "warmup": 0.1, "evals": 30, "eval_tokens": 50_000,
     "device": "auto", "compile": "auto", "work": "", "out": "",
 }  # fmt: skip
-
-T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Student's t for an interval of 95 %, by degrees of freedom; 1.96 beyond."""
 
 Run = dict[str, Any]
 
@@ -214,8 +212,7 @@ def interval(ratios: Sequence[float]) -> str:
     mean = math.exp(statistics.fmean(logs))
     if len(logs) == 1:
         return f"{mean:.2f} (one seed)"
-    t = T_95[len(logs) - 1] if len(logs) <= len(T_95) else 1.96
-    factor = math.exp(t * statistics.stdev(logs) / math.sqrt(len(logs)))
+    factor = math.exp(student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs)))
     return f"{mean:.2f} ({mean / factor:.2f} … {mean * factor:.2f})"
 
 

@@ -35,9 +35,9 @@ def device_name() -> str:
     return f"cpu-{os.cpu_count()}x-{widest}"
 
 
-def save(case: str, chosen: dict[str, Any], result: dict[str, Any], also: str | None = None) -> None:
-    """Append the result to bench/results/<device>.jsonl, and write it to the file `also` if one is named."""
-    record = {
+def stamped(case: str, chosen: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The result with all that says where it comes from."""
+    return {
         "case": case,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "commit": commit(),
@@ -47,6 +47,11 @@ def save(case: str, chosen: dict[str, Any], result: dict[str, Any], also: str | 
         "settings": chosen,
         **result,
     }
+
+
+def save(case: str, chosen: dict[str, Any], result: dict[str, Any], also: str | None = None) -> None:
+    """Append the result to bench/results/<device>.jsonl, and write it to the file `also` if one is named."""
+    record = stamped(case, chosen, result)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{device_name()}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
