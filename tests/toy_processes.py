@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_training import VOCAB, Counting, Records, digest, model, trainer
+from toy_training import SHAPE, VOCAB, Counting, Records, digest, model, trainer
 
 from oriole.config import validate
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
@@ -88,6 +88,14 @@ def make(
     return trainer(folder, **({"steps": STEPS, "accumulate": 4, "log_every": 1, "dropout": 0.0} | config), more=more)
 
 
+def experts(folder: Path, **config: Any) -> Trainer:
+    """A trainer of a mixture of experts, balanced by the load in all micro-batches of a step."""
+    moe = {"experts": 5, "active": 2, "ffn_dim": 24, "balance": "bias", "balance_weight": 0.01}
+    torch.manual_seed(1)
+    lm = LM(SHAPE.model_validate(SHAPE.model_dump() | {"pattern": "Ge", "moe": moe}))
+    return make(folder, kind="normuon", lm=lm, **config)
+
+
 def losses(made: Trainer) -> list[float]:
     assert isinstance(made.metrics, Records)
     return [record["loss"] for record in made.metrics.of("step")]
@@ -139,6 +147,9 @@ def trajectories(folder: Path) -> dict[str, Any]:
         deep = make(folder / f"deep-{kind}", parallel=kind, deep=True, steps=8)
         deep.fit()
         found[f"deep {kind}"] = losses(deep)
+        mixture = experts(folder / f"experts-{kind}", parallel=kind)
+        mixture.fit()
+        found[f"experts {kind}"] = losses(mixture)
     return found
 
 

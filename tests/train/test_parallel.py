@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_processes import STEPS, losses, make
+from toy_processes import STEPS, experts, losses, make
 from toy_rl import SHAPE, tokenizer
 
 from oriole.config import validate
@@ -48,16 +48,22 @@ def test_one_process_equals_two_of_either_kind_and_checkpoints_are_interchangeab
     normuon.fit()
     deep = make(tmp_path / "deep", deep=True, steps=8)
     deep.fit()
+    mixture = experts(tmp_path / "experts")
+    mixture.fit()
 
     first, second = found("trajectories", tmp_path)
     assert first == second
     for kind in ("ddp", "fsdp"):
         assert first.pop(f"deep {kind}") == pytest.approx(losses(deep), abs=1e-5)
     pairs = {"ddp+fsdp", "fsdp+ddp"}
-    assert set(first) == {"ddp", "fsdp", "one+ddp", "one+fsdp"} | pairs | {f"normuon {pair}" for pair in pairs}
+    mixtures = {"experts ddp", "experts fsdp"}
+    wanted = {"ddp", "fsdp", "one+ddp", "one+fsdp"} | pairs | mixtures
+    assert set(first) == wanted | {f"normuon {pair}" for pair in pairs}
     for name, have in first.items():
         # Muon rounds to bf16, which makes a last bit a bigger one.
         want, tolerance = (losses(normuon), 1e-3) if "normuon" in name else (losses(one), 1e-5)
+        if name in mixtures:
+            want, tolerance = losses(mixture), 1e-3
         assert have == pytest.approx(want[-len(have) :], abs=tolerance), name
         assert len(have) == (10 if name.startswith("one+") else STEPS)
 

@@ -274,9 +274,10 @@ def _lines(one: "StagePlan") -> list[tuple[str, str]]:
     mfu = "" if one.mfu is None else f", MFU {one.mfu:.0%}"
     parts = " + ".join(f"{name} {_time(s)}" for name, s in one.seconds.items() if s >= 0.5)
     memory = ", ".join(f"{name} {_size(n)}" for name, n in one.memory.items() if n >= 1e6)
+    active = "" if one.active_parameters == one.parameters else f" ({human(one.active_parameters)} for each token)"
     fits = "fits" if one.fits else "DOES NOT FIT"
     lines = [
-        ("model", f"{human(one.parameters)} parameters, {one.dtype}"),
+        ("model", f"{human(one.parameters)} parameters{active}, {one.dtype}"),
         ("tokens", f"{human(one.tokens.count)} ({one.tokens.source if one.tokens.known else 'assumed'})"),
         ("steps", f"{one.steps:,} of {human(one.step_tokens)} tokens: {share}"),
         ("compute", f"{one.flops:.3g} FLOPs at {human(one.tokens_per_second)} tokens/s{mfu} ({one.basis})"),

@@ -93,7 +93,15 @@ class MoeConfig(Config):
     """How tokens are spread evenly: by a loss (Fedus et al. 2021, eq. 4) or by biases that move only the choice (Wang
     et al. 2024)."""
     balance_weight: float = Field(0.01, ge=0)
-    """Weight of the loss, or how far a bias moves at each step."""
+    """Weight of the loss, or how far a bias moves at each step, by default 0.001: probabilities of experts differ by
+    hundredths, and a longer step makes the load swing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_weight(cls, table: Any) -> Any:
+        if isinstance(table, dict) and table.get("balance") == "bias":
+            return {"balance_weight": 0.001} | table
+        return table
 
     @model_validator(mode="after")
     def _some(self) -> "MoeConfig":
@@ -189,6 +197,8 @@ class ModelConfig(Config):
             )
         if self.rope_scaling == "ntk" and self.head_dim == 2:
             raise ValueError("rope_scaling=ntk has no pair to stretch with head_dim=2; choose linear")
+        if any(layer.experts for layer in self.layers):
+            self._experts_fit()
         return self
 
     @classmethod
@@ -199,6 +209,13 @@ class ModelConfig(Config):
             name: value.model_dump(mode="json") if isinstance(value, Config) else value
             for name, value in fields.items()
         }
+
+    def _experts_fit(self) -> None:
+        """Grouped products want rows of whole 16 bytes, in bf16 too."""
+        own = f"moe.ffn_dim={self.moe.ffn_dim}" if self.moe.ffn_dim else f"ffn_dim={self.ffn_dim} / {self.moe.active}"
+        for name, width in (("dim", self.dim), (f"the experts' width, {own},", self.expert_dim)):
+            if width % 8 or not width:
+                raise ValueError(f"{name} is {width}, with experts it must be a multiple of 8; set moe.ffn_dim or dim")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -236,28 +253,44 @@ class ModelConfig(Config):
         return tuple(layer.window for layer in self.layers) + (None,) * (self.reasoning.layers if self.reasoning else 0)
 
     @property
+    def expert_dim(self) -> int:
+        """Hidden width of one expert."""
+        return self.moe.ffn_dim or self.ffn_dim // self.moe.active
+
+    @property
+    def _expert_layers(self) -> int:
+        return sum(layer.experts for layer in self.layers)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
         out: dict[str, Any] = {}
         local = any(layer.window is not None for layer in self.layers)
-        # Qwen3 has sliding windows, Llama has none.
-        if any(layer._replace(window=None) != Layer() for layer in self.layers) or (local and not self.qk_norm):
+        experts = self._expert_layers > 0
+        own = any(layer._replace(window=None, experts=False) != Layer() for layer in self.layers)
+        # Qwen3 has sliding windows, Llama and Qwen3-MoE have none; nor has Llama experts.
+        own = own or (local and (experts or not self.qk_norm)) or (experts and not self.qk_norm)
+        if own or (experts and (self.moe.shared_ffn_dim > 0 or self.moe.balance == "bias")):
             out["pattern"] = self.pattern
             if local:
                 out["window"] = self.window
+            if experts:
+                out["moe"] = self.moe.model_dump()
         if self.reasoning is not None:
             out["reasoning"] = self.reasoning.model_dump()
         return out
 
-    def num_params(self) -> int:
-        """Parameters in all; a tied head counts once."""
+    def num_params(self, *, active: bool = False) -> int:
+        """Parameters in all; a tied head counts once. `active`: without the experts that a token does not meet."""
         heads = self.num_heads + 2 * self.num_kv_heads
         attention = self.dim * heads * self.head_dim + self.num_heads * self.head_dim * self.dim
         norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
-        layer = attention + 3 * self.dim * self.ffn_dim + norms
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        dense = self.num_layers - self._expert_layers
+        mlps = dense * 3 * self.dim * self.ffn_dim + self._expert_layers * self._mixture_params(active)
         added = sum(self._added_params(one) for one in self.layers)
-        return embeddings + self.num_layers * layer + added + self.dim + self._reasoning_params()
+        layers = self.num_layers * (attention + norms) + mlps + added
+        return embeddings + layers + self.dim + self._reasoning_params()
 
     def _added_params(self, layer: Layer) -> int:
         """Parameters of a layer's gate, temperature and residual scales (model.gates)."""
@@ -266,6 +299,13 @@ class ModelConfig(Config):
         temperature = {"none": 0, "query": heads * self.dim, "length": heads}
         residual = {"none": 0, "scale": 2 * self.dim, "zero": 2}
         return gate[layer.gate] + temperature[layer.temperature] + residual[layer.residual]
+
+    def _mixture_params(self, active: bool) -> int:
+        """Parameters of a layer's router and experts."""
+        moe = self.moe
+        used = (moe.active if active else moe.experts) * self.expert_dim + moe.shared_ffn_dim
+        router = moe.experts * (self.dim + (1 if moe.balance == "bias" else 0))
+        return 3 * self.dim * used + router
 
     def _attention_params(self) -> int:
         """Parameters of one attention of a latent layer, its norms included."""
@@ -284,14 +324,16 @@ class ModelConfig(Config):
     def flops_per_token(self, length: int, *, logits: bool = True) -> float:
         """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
 
-        A tied head counts once, as the head. The second term is causal attention: 12 L D T for the full square
-        (Chowdhery et al. 2022, appendix B), halved because only half of it is computed; a layer with a window W < T
-        computes W - W^2 / 2T keys a query instead of T / 2. Without `logits`, as in a reward model, there is no head of
-        that size. A latent block counts as often as it is applied, its keys and values once, and the head, which reads
-        every iteration, as often; what is done with a context beside the tokens is not counted.
+        A tied head counts once, as the head; of experts those count that a token goes through. The second term is
+        causal attention: 12 L D T for the full square (Chowdhery et al. 2022, appendix B), halved because only half of
+        it is computed; a layer with a window W < T computes W - W^2 / 2T keys a query instead of T / 2. Without
+        `logits`, as in a reward model, there is no head of that size. A latent block counts as often as it is applied,
+        its keys and values once, and the head, which reads every iteration, as often; what is done with a context
+        beside the tokens is not counted.
         """
         embeddings = self.vocab_size * self.dim
-        matrices = self.num_params() - (0 if self.tie_embeddings else embeddings) - (0 if logits else embeddings)
+        matrices = self.num_params(active=True)
+        matrices -= (0 if self.tie_embeddings else embeddings) + (0 if logits else embeddings)
         windows = [min(length, layer.window or length) for layer in self.layers]
         keys = sum(w - w * w / (2 * length) for w in windows)
         r = self.reasoning
@@ -332,7 +374,8 @@ class ModelConfig(Config):
         Adafactor's rows and columns are next to nothing.
         casts: the matrices in the arithmetic's width. activations: what autograd keeps of every block (two normed
         inputs, q k v before and after the rotation, attention output, gate, up and their product) in that width, plus
-        the fp32 residual stream twice; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
+        the fp32 residual stream twice; with experts the mean block, whose MLP keeps k times gate, up, their product,
+        input and output; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
         keeps them; `recompute` (activation checkpointing): one such block and the fp32 inputs of the others; without
         torch.compile every small operation keeps its own inputs, which measured 2.8 times as much. logits:
         the final states, their gradients, and a chunk of 1,024 rows of logits with what is made of them.
@@ -342,7 +385,10 @@ class ModelConfig(Config):
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         embeddings = self.vocab_size * self.dim
         matrices = self.num_params() - embeddings * (1 if self.tie_embeddings else 2)
-        block = rows * ((2 * self.dim + 3 * query + 3 * kv + 3 * self.ffn_dim) * b + 2 * self.dim * 4)
+        share = self._expert_layers / self.num_layers
+        mixture = self.moe.active * (3 * self.expert_dim + 2 * self.dim) + 3 * self.moe.shared_ffn_dim
+        mlp = int((1 - share) * 3 * self.ffn_dim + share * mixture)
+        block = rows * ((2 * self.dim + 3 * query + 3 * kv + mlp) * b + 2 * self.dim * 4)
         block = block if compiled else int(2.8 * block)
         if whole_scores:
             met = 0.0  # keys that a query's block meets, summed over the layers

@@ -46,8 +46,8 @@ class Ahead(nn.Module):
     ) -> Tensor:
         """Residual stream x (B, T, D) and embeddings `token` (B, T, D) -> the next module's x (B, T, D)."""
         joined = self.join(torch.cat((self.state_norm(x), self.token_norm(token)), dim=-1))
-        out: Tensor = self.block(joined, cos, sin, mask, None, backend, keys_seen)
-        return out
+        out: tuple[Tensor, None] = self.block(joined, cos, sin, mask, None, backend, keys_seen)
+        return out[0]
 
 
 class Deep(nn.Module):

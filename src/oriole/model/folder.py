@@ -1,4 +1,4 @@
-"""Model folders: a plain Hugging Face folder of Qwen3 (or Llama) form, written and read.
+"""Model folders: a plain Hugging Face folder of Qwen3, Qwen3-MoE or Llama form, written and read.
 
 `config.json` is written so that transformers 4.57 and 5 read the same model: the older one knows `rope_theta` and
 `torch_dtype`, the newer one `rope_parameters` and `dtype`. Only safetensors and JSON are touched, never pickle. A model
@@ -18,9 +18,17 @@ from oriole.config import validate
 from oriole.errors import ConfigError, ModelError, raise_for_os_error
 from oriole.model.config import ModelConfig
 from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
-from oriole.model.folderkeys import rope_from_hf, rope_to_hf, windows_from_hf, windows_to_hf
-from oriole.model.layers import Block
+from oriole.model.folderkeys import (
+    experts_from_hf,
+    experts_to_hf,
+    rope_from_hf,
+    rope_to_hf,
+    windows_from_hf,
+    windows_to_hf,
+)
+from oriole.model.layers import Block, SwiGLU
 from oriole.model.lm import LM
+from oriole.model.moe import MoE
 
 __all__ = ["SCHEMA", "load_model", "load_reward_model", "read_config", "save_model", "to_hf"]
 
@@ -33,8 +41,10 @@ END_OF_TEXT, END_OF_TURN = 0, 2
 CLASSIFIER = "ForSequenceClassification"
 """How transformers calls a model with a score instead of a head for logits."""
 
-_STANDARD = re.compile(r"(attention_norm|mlp_norm|attention\.(qkv|out|q_norm|k_norm)|mlp\.(gate_up|down))\.weight")
-"""Parameters of a block that Qwen3 has."""
+_STANDARD = re.compile(
+    r"(attention_norm|mlp_norm|attention\.(qkv|out|q_norm|k_norm)|mlp\.(gate_up|down|router))\.weight"
+)
+"""Parameters of a block that Qwen3 or Qwen3-MoE has."""
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -82,7 +92,6 @@ def to_hf(model: LM) -> dict[str, Tensor]:
         assert isinstance(block, Block)
         at = f"model.layers.{i}."
         q, k, v = torch.split(block.attention.qkv.weight, heads)
-        gate, up = block.mlp.gate_up.weight.chunk(2)
         out[at + "input_layernorm.weight"] = block.attention_norm.weight
         out[at + "self_attn.q_proj.weight"] = q
         out[at + "self_attn.k_proj.weight"] = k
@@ -92,9 +101,7 @@ def to_hf(model: LM) -> dict[str, Tensor]:
             out[at + "self_attn.q_norm.weight"] = block.attention.q_norm.get_parameter("weight")
             out[at + "self_attn.k_norm.weight"] = block.attention.k_norm.get_parameter("weight")
         out[at + "post_attention_layernorm.weight"] = block.mlp_norm.weight
-        out[at + "mlp.gate_proj.weight"] = gate
-        out[at + "mlp.up_proj.weight"] = up
-        out[at + "mlp.down_proj.weight"] = block.mlp.down.weight
+        out |= {at + name: tensor for name, tensor in _mlp(block.mlp).items()}
         out |= {at + name: p for name, p in block.named_parameters() if _STANDARD.fullmatch(name) is None}
     if model.reasoning is not None:
         out |= {"model.reasoning." + name: parameter for name, parameter in model.reasoning.named_parameters()}
@@ -106,10 +113,24 @@ def to_hf(model: LM) -> dict[str, Tensor]:
     return out
 
 
+def _mlp(mlp: SwiGLU | MoE) -> dict[str, Tensor]:
+    """The parameters of an MLP, or of each expert and their router."""
+    count = mlp.experts if isinstance(mlp, MoE) else 1
+    out = {"mlp.gate.weight": mlp.router.weight} if isinstance(mlp, MoE) else {}
+    parts = zip(mlp.gate_up.weight.chunk(count), mlp.down.weight.chunk(count), strict=True)
+    for i, (gate_up, down) in enumerate(parts):
+        at = f"mlp.experts.{i}." if isinstance(mlp, MoE) else "mlp."
+        gate, up = gate_up.chunk(2)
+        out |= {at + "gate_proj.weight": gate, at + "up_proj.weight": up, at + "down_proj.weight": down}
+    return out
+
+
 def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str, Any]:
     """The config in both dialects. Without `qk_norm` the model is a Llama, and says so."""
     kind, name = ("qwen3", "Qwen3") if c.qk_norm else ("llama", "Llama")
     extra: dict[str, Any] = {}
+    if any(layer.experts for layer in c.layers):
+        kind, name, extra = "qwen3_moe", "Qwen3Moe", experts_to_hf(c)
     if c.options:
         kind, name = "oriole", "Oriole"
         extra = {"oriole": c.options | ({} if c.qk_norm else {"qk_norm": False})}
@@ -149,7 +170,7 @@ def _hf_config(c: ModelConfig, dtype: torch.dtype, *, rewards: bool) -> dict[str
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
-    """The language model in `folder`: Oriole's own, or any Hugging Face folder of a dense Qwen3 or a Llama.
+    """The language model in `folder`: Oriole's own, or any Hugging Face folder of a Qwen3, a Qwen3-MoE or a Llama.
 
     One safetensors file or several with an index. The model is in evaluation mode. `ModelError` names the option, file
     or tensor that does not fit and says what to do, and where the folder holds a reward model.
@@ -253,9 +274,9 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
     for key in required:
         if type(data.get(key)) is not int:
             problem = f"{key} = {data[key]!r} is not an integer" if key in data else f"{key} is missing"
-            raise ModelError(f"{path}: {problem}; the file is broken, or of no dense Qwen3 or Llama")
+            raise ModelError(f"{path}: {problem}; the file is broken, or of no Qwen3 or Llama")
     options = data["oriole"] if data["model_type"] == "oriole" else {}
-    qwen = data["model_type"] == "qwen3" or options.get("qk_norm", data["model_type"] == "oriole")
+    qwen = data["model_type"] in ("qwen3", "qwen3_moe") or options.get("qk_norm", data["model_type"] == "oriole")
     heads = data["num_attention_heads"]
     # A null means "as usual" in these files, like an absent key.
     shape = {
@@ -275,6 +296,8 @@ def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
     shape |= rope_from_hf(data, shape["context"], path)
     if data["model_type"] == "qwen3":
         shape |= windows_from_hf(data, path)
+    if data["model_type"] == "qwen3_moe":
+        shape |= experts_from_hf(data, path)
     return shape | options
 
 
@@ -298,10 +321,10 @@ def _refuse_options(data: dict[str, Any], path: Path) -> None:
                 f"{path} uses options this Oriole does not know ({', '.join(unknown)}); "
                 "install the Oriole that wrote it"
             )
-    elif kind not in ("qwen3", "llama"):
-        raise ModelError(f"{path}: model_type is {kind!r}; Oriole loads 'qwen3' and 'llama'")
-    # transformers' Llama has no windows, whatever a folder says.
-    layers = set(data.get("layer_types") or ()) - {"full_attention"} if kind == "llama" else set()
+    elif kind not in ("qwen3", "qwen3_moe", "llama"):
+        raise ModelError(f"{path}: model_type is {kind!r}; Oriole loads 'qwen3', 'qwen3_moe' and 'llama'")
+    # transformers' Llama and Qwen3-MoE have no windows layer by layer, whatever a folder says.
+    layers = set(data.get("layer_types") or ()) - {"full_attention"} if kind in ("llama", "qwen3_moe") else set()
     problems = {
         "attention_bias": data.get("attention_bias"),
         "mlp_bias": data.get("mlp_bias"),

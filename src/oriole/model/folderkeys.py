@@ -1,4 +1,4 @@
-"""How a model folder's config.json says windows and rotary positions, in the words of transformers 4.57 and of 5."""
+"""How a config.json says windows, experts and rotary positions, in the words of transformers 4.57 and of 5."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from oriole.errors import ModelError
 from oriole.model.config import ModelConfig
 
-__all__ = ["rope_from_hf", "rope_to_hf", "windows_from_hf", "windows_to_hf"]
+__all__ = ["experts_from_hf", "experts_to_hf", "rope_from_hf", "rope_to_hf", "windows_from_hf", "windows_to_hf"]
 
 NTK = "oriole_rope"
 """transformers knows ntk only as another rope_theta; what it was made of stands under this key."""
@@ -53,6 +53,40 @@ def windows_from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     period = next(n for n in range(1, layers + 1) if word == (word[:n] * layers)[:layers])
     return {"pattern": word[:period], "window": window}
+
+
+def experts_to_hf(c: ModelConfig) -> dict[str, Any]:
+    """What Qwen3-MoE's config has more than Qwen3's."""
+    return {
+        "num_experts": c.moe.experts,
+        "num_experts_per_tok": c.moe.active,
+        "moe_intermediate_size": c.expert_dim,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i, layer in enumerate(c.layers) if not layer.experts],
+        "router_aux_loss_coef": c.moe.balance_weight,
+        "output_router_logits": False,
+    }
+
+
+def experts_from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`pattern` and `moe` of a Qwen3-MoE, with transformers' defaults where a key is absent.
+
+    `ModelError` where the weights of a token's experts are not divided by their sum.
+    """
+    if not data.get("norm_topk_prob"):  # transformers' default is false
+        raise _lacking("norm_topk_prob=false", path)
+    step, dense = _or(data.get("decoder_sparse_step"), 1), set(data.get("mlp_only_layers") or ())
+    layers = range(data["num_hidden_layers"])
+    words = ["G" if i in dense or (i + 1) % step else "Ge" for i in layers]
+    period = next(n for n in range(1, len(words) + 1) if all(words[i] == words[i % n] for i in layers))
+    moe = {
+        "experts": _or(data.get("num_experts", data.get("num_local_experts")), 128),
+        "active": _or(data.get("num_experts_per_tok"), 8),
+        "ffn_dim": _or(data.get("moe_intermediate_size"), 768),
+        "balance_weight": _or(data.get("router_aux_loss_coef"), 0.001),
+    }
+    return {"pattern": "".join(words[:period]), "moe": moe}
 
 
 def rope_to_hf(c: ModelConfig) -> dict[str, Any]:

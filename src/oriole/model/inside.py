@@ -49,8 +49,8 @@ def look(model: LM, tokens: Tensor) -> Inside:
     def before(_: Any, args: tuple[Any, ...]) -> None:
         stream.append(args[0][0])
 
-    def after(_: Any, args: tuple[Any, ...], out: Tensor) -> None:
-        stream.append(out[0])
+    def after(_: Any, args: tuple[Any, ...], out: tuple[Tensor, Any]) -> None:
+        stream.append(out[0][0])
 
     def between(_: Any, args: tuple[Any, ...]) -> None:
         halfway.append(args[0][0])

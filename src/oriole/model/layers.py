@@ -8,6 +8,7 @@ from oriole.model import gates
 from oriole.model.attention import Backend, Mask, attend
 from oriole.model.cache import LayerCache
 from oriole.model.config import Layer, ModelConfig
+from oriole.model.moe import MoE, Routing
 from oriole.model.rope import rotate
 
 __all__ = ["Attention", "Block", "RMSNorm", "SwiGLU"]
@@ -105,13 +106,13 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020); gate and up are one matrix in memory."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+        """x (…, D) -> (…, D)."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * up)
         return out
@@ -126,7 +127,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = _experts(config) if layer.experts else SwiGLU(config.dim, config.ffn_dim)
         self.attention_scale = gates.residual_scale(config, layer)
         self.mlp_scale = gates.residual_scale(config, layer)
         self.dropout = 0.0
@@ -140,12 +141,23 @@ class Block(nn.Module):
         cache: LayerCache | None,
         backend: Backend,
         keys_seen: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        """x (B, T, D) -> (B, T, D), and how experts were chosen where there are any; `real` (B, T): no padding."""
         y = self.attention(self.attention_norm(x), cos, sin, mask, cache, backend, keys_seen)
         x = x + self._scaled(y, self.attention_scale)
-        return x + self._scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+        routing = None
+        if isinstance(self.mlp, MoE):
+            y, routing = self.mlp(self.mlp_norm(x), real, backend)
+        else:
+            y = self.mlp(self.mlp_norm(x))
+        return x + self._scaled(y, self.mlp_scale), routing
 
     def _scaled(self, y: Tensor, scale: Tensor | None) -> Tensor:
         y = F.dropout(y, self.dropout, self.training)
         return y if scale is None else y * scale
+
+
+def _experts(config: ModelConfig) -> MoE:
+    shared = config.moe.shared_ffn_dim
+    return MoE(config, SwiGLU(config.dim, shared) if shared else None)

@@ -17,6 +17,7 @@ from oriole.model.deep import Deep
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.gates import keys_seen
 from oriole.model.layers import Block, RMSNorm
+from oriole.model.moe import Routing, figures
 from oriole.model.reasoning import Context, Pondering, Reasoning, Sight, Thought
 from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
 
@@ -37,6 +38,8 @@ class Out(NamedTuple):
     (`LM.supervise`); empty for the standard model."""
     aux: Tensor
     """Auxiliary loss per unit (router balance), 0-dim; zero for the standard model."""
+    metrics: dict[str, Tensor]
+    """Figures for the log, 0-dim and without gradient (how experts are used); empty for the standard model."""
     thought: Thought | None = None
     """Steps and confidence of each token, where the call said how long to think."""
 
@@ -74,7 +77,7 @@ class LM(nn.Module):
         std = self.config.init_std
         for name, part in module.named_modules():
             if isinstance(part, nn.Linear | nn.Embedding):  # norms and options have first values of their own
-                writes_residual = name.endswith(("attention.out", "mlp.down"))
+                writes_residual = name.endswith(("attention.out", "mlp.down", "shared.down"))
                 small = std / math.sqrt(2 * self.config.num_layers)
                 nn.init.normal_(part.weight, 0.0, small if writes_residual else std)
 
@@ -117,19 +120,34 @@ class LM(nn.Module):
         return self
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
-        """Rows of the parts of every fused matrix, by parameter name: q, k, v and gate, up are one in memory."""
+        """Rows of the parts of every fused matrix, by parameter name: q, k, v and gate, up are one in memory, and so
+        are all experts of a layer."""
         c = self.config
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        layers = [f"blocks.{i}" for i in range(c.num_layers)]
-        layers += [f"deep.ahead.{k}.block" for k in range(0 if self.deep is None else len(self.deep.ahead))]
-        qkv: dict[str, tuple[int, ...]] = {f"{layer}.attention.qkv.weight": (q, kv, kv) for layer in layers}
-        kv_only: dict[str, tuple[int, ...]] = {}
+        rows: dict[str, tuple[int, ...]] = {}
+        plain = [f"deep.ahead.{k}.block" for k in range(0 if self.deep is None else len(self.deep.ahead))]
+        mixtures = [f"blocks.{i}" for i, layer in enumerate(c.layers) if layer.experts]
+        plain += [f"blocks.{i}" for i, layer in enumerate(c.layers) if not layer.experts]
+        for block in (*plain, *mixtures):
+            rows[f"{block}.attention.qkv.weight"] = (q, kv, kv)
+        for block in mixtures:
+            rows[f"{block}.mlp.gate_up.weight"] = (c.expert_dim,) * (2 * c.moe.experts)
+            rows[f"{block}.mlp.down.weight"] = (c.dim,) * c.moe.experts
+            if c.moe.shared_ffn_dim:
+                rows[f"{block}.mlp.shared.gate_up.weight"] = (c.moe.shared_ffn_dim,) * 2
         if c.reasoning is not None:
             latent = [f"reasoning.layers.{i}" for i in range(c.reasoning.layers)]
-            layers += latent
             names = ("attention", "cross_attention") if c.reasoning.cross else ("attention",)
-            kv_only = {f"{layer}.{name}.kv.weight": (kv, kv) for layer in latent for name in names}
-        return qkv | kv_only | {f"{layer}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for layer in layers}
+            rows |= {f"{layer}.{name}.kv.weight": (kv, kv) for layer in latent for name in names}
+            plain += latent
+        return rows | {f"{block}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for block in plain}
+
+    def sign_steps(self) -> dict[str, float]:
+        """Parameters that move by a fixed length against the sign of their gradient, and that length: the biases by
+        which experts are balanced (model.moe)."""
+        moe = self.config.moe
+        layers = enumerate(self.config.layers) if moe.balance == "bias" else ()
+        return {f"blocks.{i}.mlp.bias": moe.balance_weight for i, layer in layers if layer.experts}
 
     def set_dropout(self, p: float, heads: float = 0.0, depth: Literal["constant", "linear"] = "constant") -> None:
         """While training: dropout of the residual branches with probability `p`, of whole attention heads with `heads`.
@@ -193,12 +211,17 @@ class LM(nn.Module):
         if cache is not None:
             layers = [LayerCache(*each) for each in zip(cache.keys, cache.values, places, strict=True)]
         x = embedded = self.embedding(tokens)
+        real = None if doc is None else doc >= 0
+        routed: list[Routing] = []
         kept = []  # residual streams of supervised depths
         for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, masks[i], layers[i], backend, seen, use_reentrant=False)
+                given = x, cos, sin, masks[i], layers[i], backend, seen, real
+                x, routing = checkpoint(block, *given, use_reentrant=False)
             else:
-                x = block(x, cos, sin, masks[i], layers[i], backend, seen)
+                x, routing = block(x, cos, sin, masks[i], layers[i], backend, seen, real)
+            if routing is not None:
+                routed.append(routing)
             if self.deep is not None and i + 1 in self.deep.table.depths:
                 kept.append(x)
         mid: tuple[Tensor, ...] = ()
@@ -207,11 +230,14 @@ class LM(nn.Module):
             mid = self.deep(kept, x, embedded, cos, sin, masks[len(self.blocks) - 1], backend, seen, recompute)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
-        aux = torch.zeros((), device=tokens.device)
+        if routed:
+            aux, metrics = torch.stack([one.balance for one in routed]).mean(), figures(routed)
+        else:
+            aux, metrics = torch.zeros((), device=tokens.device), {}
         if self.reasoning is None:
             if pondering is not None or context is not None:
                 raise ModelError(NO_REASONING)
-            return Out(self.norm(x), mid, aux)
+            return Out(self.norm(x), mid, aux, metrics)
         if context is not None and not self.reasoning.config.cross:
             raise ModelError("this model looks at no context; train one with model.reasoning.cross=true")
         latent = layers[len(self.blocks) :]
@@ -219,9 +245,9 @@ class LM(nn.Module):
         if pondering is None:
             recompute = self.recompute and torch.is_grad_enabled()
             every = self.reasoning.iterations(x, sight, self.norm, latent, recompute=recompute)
-            return Out(every[-1], every, aux)
+            return Out(every[-1], every, aux, metrics)
         h, thought = self.reasoning.ponder(x, sight, self.norm, latent, pondering)
-        return Out(h, (), aux, thought)
+        return Out(h, (), aux, metrics, thought)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache in the model's precision."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from oriole.errors import ModelError
 from oriole.model.config import LoraConfig
-from oriole.model.layers import Block
+from oriole.model.layers import Block, SwiGLU
 from oriole.model.lm import LM
 
 __all__ = ["Adapter", "LoraLinear", "adapters", "attach", "disabled", "is_adapted", "merge"]
@@ -80,10 +80,17 @@ def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
     """Put adapters beside the model's matrices and freeze all else but what is new, in place: reward and value heads,
     and what `LM.supervise` has added.
 
-    `ModelError` when the model has adapters already.
+    `ModelError` when the model has adapters already, or experts where the MLP's are wanted.
     """
     if is_adapted(model):
         raise ModelError("the model has LoRA adapters already; merge them before it gets new ones")
+    refused = sorted({"gate_proj", "up_proj", "down_proj"} & set(config.targets))
+    if refused and any(layer.experts for layer in model.config.layers):
+        raise ModelError(
+            f"lora.targets has {', '.join(refused)}, which are experts in this model (pattern="
+            f"{model.config.pattern}) and get no adapters; adapt attention alone, "
+            "lora.targets=['q_proj','k_proj','v_proj','o_proj']"
+        )
     c, generator = model.config, torch.Generator().manual_seed(seed)
     head, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     model.requires_grad_(False)
@@ -98,8 +105,9 @@ def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
         attention, mlp = block.attention, block.mlp
         attention.qkv = adapted(attention.qkv, {"q_proj": head, "k_proj": kv, "v_proj": kv})
         attention.out = adapted(attention.out, {"o_proj": c.dim})
-        mlp.gate_up = adapted(mlp.gate_up, {"gate_proj": c.ffn_dim, "up_proj": c.ffn_dim})
-        mlp.down = adapted(mlp.down, {"down_proj": c.dim})
+        if isinstance(mlp, SwiGLU):
+            mlp.gate_up = adapted(mlp.gate_up, {"gate_proj": c.ffn_dim, "up_proj": c.ffn_dim})
+            mlp.down = adapted(mlp.down, {"down_proj": c.dim})
 
 
 def is_adapted(model: LM) -> bool:

@@ -97,7 +97,7 @@ class LatentLayer(nn.Module):
         self.cross_norm = RMSNorm(config.dim, config.norm_eps) if cross else None
         self.cross_attention = _Attention(config) if cross else None
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(config.dim, config.ffn_dim)
         self.dropout = 0.0
 
     def forward(self, x: Tensor, sight: Sight, kept: KV | None, cache: LayerCache | None) -> tuple[Tensor, KV]:

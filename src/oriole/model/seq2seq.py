@@ -206,7 +206,7 @@ class Seq2Seq(nn.Module):
         x = self._embed(tokens, pos)
         for layer in self.decoder:
             x = self._through(layer, x, sight, memory)
-        return Out(self.decoder_norm(x), (), torch.zeros((), device=tokens.device))
+        return Out(self.decoder_norm(x), (), torch.zeros((), device=tokens.device), {})
 
     def encode(self, source: Tensor, doc: Tensor | None = None, pos: Tensor | None = None) -> Tensor:
         """States (B, S, D) of sources (B, S), each token of which sees all of its own document."""
@@ -341,7 +341,7 @@ class Seq2Seq(nn.Module):
             memory = cache.source_keys[i][:, :, :seen], cache.source_values[i][:, :, :seen]
             x = layer(x, sight, memory, (cache.keys[i][:, :, :used], cache.values[i][:, :, :used], columns))
         cache.lengths = [n + t for n in cache.lengths]
-        return Out(self.decoder_norm(x), (), torch.zeros((), device=device))
+        return Out(self.decoder_norm(x), (), torch.zeros((), device=device), {})
 
     def head(self, name: str, h: Tensor) -> Tensor:
         """Logits (…, V) of hidden states h (…, D)."""

@@ -116,10 +116,15 @@ def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
 
 def _matrices(shape: ModelConfig) -> list[tuple[int, int, int]]:
     """(smaller side, larger side, how many) of the matrices between embedding and head."""
-    d, f = shape.dim, shape.ffn_dim
+    d, layers = shape.dim, shape.num_layers
     q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    kinds = [(d, q, 2), (d, kv, 2), (d, f, 3)]
-    return [(min(a, b), max(a, b), count * shape.num_layers) for a, b, count in kinds]
+    mixtures = sum(layer.experts for layer in shape.layers)
+    kinds = [(d, q, 2 * layers), (d, kv, 2 * layers), (d, shape.ffn_dim, 3 * (layers - mixtures))]
+    if mixtures:
+        kinds.append((d, shape.expert_dim, 3 * shape.moe.experts * mixtures))
+        if shape.moe.shared_ffn_dim:
+            kinds.append((d, shape.moe.shared_ffn_dim, 3 * mixtures))
+    return [(min(a, b), max(a, b), count) for a, b, count in kinds]
 
 
 def _communication(load: Load, cluster: Cluster, strategy: Strategy, network: float | None, micro: float) -> float:

@@ -21,7 +21,7 @@ from oriole.train.device import choose_device, choose_dtype
 from oriole.train.divergence import PLAIN, Cached, Chunks, Live, Mixed, distillation
 from oriole.train.lmtask import measure, steps
 from oriole.train.loop import Data
-from oriole.train.objectives import ChunkFunction, Loss, cross_entropy_chunk, head_weight, supervision
+from oriole.train.objectives import ChunkFunction, Loss, cross_entropy_chunk, head_weight, of_units, supervision
 from oriole.train.prepare import make_shards, weighted
 from oriole.train.recipe import Recipe
 from oriole.train.tables import DistillTable
@@ -62,11 +62,12 @@ class DistillObjective:
         out = model(batch.tokens, batch.doc, batch.pos)
         given = out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows
         loss, kl, lm = distillation(*given, teacher, self.mixed, self._chunks)
-        metrics = {"kl": kl, "lm_loss": lm}
+        units = len(batch.rows)
+        metrics = {"kl": kl, "lm_loss": lm} | of_units(out.metrics, units)
         if model.deep is not None:  # by the data's own tokens: a teacher's word is about the last layer
             more, parts = supervision(model.deep, out.mid, head_weight(model), batch, self._one)
             loss, metrics = loss + more, metrics | parts
-        return Loss(loss + out.aux * len(batch.rows), metrics)
+        return Loss(loss + out.aux * units, metrics)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Live | Cached:

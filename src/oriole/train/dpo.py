@@ -28,7 +28,7 @@ from oriole.train import dist
 from oriole.train.batch import Batch
 from oriole.train.device import DTYPE_NAMES, choose_device, choose_dtype
 from oriole.train.lmtask import measure
-from oriole.train.objectives import Loss, head_weight, token_stats
+from oriole.train.objectives import Loss, head_weight, of_units, token_stats
 from oriole.train.pairs import PairPacker, Pairs, make_pairs, mixed, pair_batches
 from oriole.train.prepare import measured
 from oriole.train.recipe import Recipe
@@ -161,7 +161,8 @@ class DPOObjective:
             means = torch.stack([sums(x) for x in (stats.entropy, stats.hits, logits)]) / sides.lengths.clamp(min=1)
             metrics = _metrics(self.table, Sides(*(x.detach() for x in sides)), means)
         total = {name: torch.where(there, value, 0.0).sum() for name, value in metrics.items()}
-        return Loss(loss + out.aux * count_pairs(batch), total)
+        pairs = count_pairs(batch)
+        return Loss(loss + out.aux * pairs, total | of_units(out.metrics, pairs))
 
 
 def _metrics(table: DPOTable, sides: Sides, means: Tensor | None = None) -> dict[str, Tensor]:

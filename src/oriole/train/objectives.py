@@ -14,7 +14,7 @@ from oriole.train.batch import IGNORE, Batch
 
 __all__ = [
     "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "further", "head_weight",
-    "iteration_loss", "smoothed_chunk", "supervision", "token_log_probs", "token_stats",
+    "iteration_loss", "of_units", "smoothed_chunk", "supervision", "token_log_probs", "token_stats",
 ]  # fmt: skip
 
 CHUNK = 1024
@@ -52,15 +52,21 @@ class LMObjective:
 
     def __call__(self, model: LM, batch: Batch) -> Loss:
         out = model(batch.tokens, batch.doc, batch.pos)
+        metrics = of_units(out.metrics, len(batch.rows))
         if model.config.reasoning is not None:
-            return iteration_loss(model, out.mid, batch.targets.flatten(), batch.rows)
+            made = iteration_loss(model, out.mid, batch.targets.flatten(), batch.rows)
+            return Loss(made.sum + out.aux * len(batch.rows), metrics | made.metrics)
         loss = cross_entropy(out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows, self._chunk)
-        metrics: dict[str, Tensor] = {}
         if model.deep is not None:
             metrics["lm_loss"] = loss.detach()
             more, parts = supervision(model.deep, out.mid, head_weight(model), batch, self._chunk)
             loss, metrics = loss + more, metrics | parts
         return Loss(loss + out.aux * len(batch.rows), metrics)
+
+
+def of_units(means: dict[str, Tensor], units: int | Tensor) -> dict[str, Tensor]:
+    """Means over a micro-batch as sums over its units, which is what the trainer adds up and divides."""
+    return {name: value * units for name, value in means.items()}
 
 
 def supervision(

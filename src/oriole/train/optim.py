@@ -90,6 +90,13 @@ class HasFusedRows(Protocol):
     def fused_rows(self) -> dict[str, tuple[int, ...]]: ...
 
 
+@runtime_checkable
+class HasSignSteps(Protocol):
+    """A model, or several in one, that says which parameters move by the sign of their gradient, and how far."""
+
+    def sign_steps(self) -> dict[str, float]: ...
+
+
 class _AdamW(torch.optim.AdamW):
     """AdamW with the two tensors that its fused kernels look for."""
 
@@ -109,11 +116,14 @@ class Optimizer:
         self.lr_scale = 1.0
         """Factor of all learning rates beside the schedule; part of the saved state."""
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        steps = model.sign_steps() if isinstance(model, HasSignSteps) else {}
+        groups = groups_of(model, muon=config.kind in ("muon", "normuon"), signed=steps)
+        self._signed = [(model.get_parameter(name), steps[name]) for name in groups.signed]
+        """Parameters that move by the sign of their gradient, and how far."""
+        self._parameters = [p for name, p in model.named_parameters() if p.requires_grad and name not in groups.signed]
         device = self._parameters[0].device
         # Adafactor has no kernel that skips: torch's looks at several norms on the host anyway.
         self._fused_skips = device.type in FUSED_SKIPS and config.kind != "adafactor"
-        groups = groups_of(model, muon=config.kind in ("muon", "normuon"))
         self._muon = _muon(model, groups.muon, config) if groups.muon else None
         self._inner = _inner(
             [
@@ -165,7 +175,10 @@ class Optimizer:
         elif not bad:
             torch._foreach_div_(grads, divisor)
             self._inner.step()
-        for parameter in self._parameters:
+        for parameter, length in self._signed:
+            if parameter.grad is not None:
+                local(parameter).data.sub_(local(parameter.grad).sign() * (length * (1 - bad)))
+        for parameter in (*self._parameters, *(p for p, _ in self._signed)):
             parameter.grad = None
 
         if self.scale is not None:

@@ -61,6 +61,8 @@ class StagePlan(Config):
     """Arithmetic of the matrix products."""
     parameters: int
     """Weights in all."""
+    active_parameters: int
+    """Those that a token meets: fewer where there are experts."""
     tokens: Tokens
     """What is trained on."""
     steps: int
@@ -162,6 +164,7 @@ def plan_here(
         gpus=0 if cpu else 1,
         dtype=probe.dtype,
         parameters=shape.num_params(),
+        active_parameters=shape.num_params(active=True),
         tokens=tokens,
         steps=steps,
         step_tokens=step_tokens,
@@ -270,6 +273,7 @@ def plan_there(
         gpus=cluster.gpus,
         dtype="bfloat16" if cluster.gpu.bf16 else "float16",
         parameters=shape.num_params(),
+        active_parameters=shape.num_params(active=True),
         tokens=tokens,
         steps=steps,
         step_tokens=step_tokens,

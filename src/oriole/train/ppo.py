@@ -44,8 +44,14 @@ class ActorCritic(nn.Module):
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """As `LM.fused_rows`, for both."""
-        parts = {"policy": self.policy, "value": self.value}
-        return {f"{name}.{key}": rows for name, part in parts.items() for key, rows in part.fused_rows().items()}
+        return {f"{name}.{key}": rows for name, part in self._parts() for key, rows in part.fused_rows().items()}
+
+    def sign_steps(self) -> dict[str, float]:
+        """As `LM.sign_steps`, for both."""
+        return {f"{name}.{key}": step for name, part in self._parts() for key, step in part.sign_steps().items()}
+
+    def _parts(self) -> tuple[tuple[str, LM], ...]:
+        return ("policy", self.policy), ("value", self.value)
 
 
 def value_model(parent: Path, *, rewards: bool) -> LM:
@@ -58,6 +64,8 @@ def value_model(parent: Path, *, rewards: bool) -> LM:
     with torch.no_grad():
         head = model.scalar_heads["value"].get_parameter("weight")
         head.copy_(source.scalar_heads["reward"].get_parameter("weight") if rewards else torch.zeros_like(head))
+    for name in model.sign_steps():  # the loss takes the policy's balance only
+        model.get_parameter(name).requires_grad_(False)
     return model
 
 

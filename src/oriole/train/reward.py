@@ -30,7 +30,7 @@ from oriole.text.tokenizer import Tokenizer
 from oriole.train import dist
 from oriole.train.batch import IGNORE, Batch
 from oriole.train.dpo import places, side_sums
-from oriole.train.objectives import Loss, token_log_probs
+from oriole.train.objectives import Loss, of_units, token_log_probs
 from oriole.train.pairs import PairPacker, Pairs, make_pairs, mixed, pair_batches
 from oriole.train.recipe import Recipe
 from oriole.train.rewardfigures import figures, rounded
@@ -94,7 +94,7 @@ class RewardObjective:
             nll = answer_nll(model, out.h, batch)
             loss = loss + self.sft * nll
             metrics["nll_loss"] = nll.detach()
-        return Loss(loss + out.aux * pairs, metrics)
+        return Loss(loss + out.aux * pairs, metrics | of_units(out.metrics, pairs))
 
 
 def answer_nll(model: LM, h: Tensor, batch: Batch) -> Tensor:

@@ -290,10 +290,10 @@ def _describe(recipe: Recipe, task: Task) -> None:
         size = f"{rows} answers"
     else:
         size = f"{rows} x {table.length} = {human(task.steps * rows * table.length)} tokens"
-    say(
-        f"{recipe.stage}: {human(task.lm.config.num_params())} parameters, {task.steps:,} steps of "
-        f"{size} (data: {task.have})"
-    )
+    shape = task.lm.config
+    every, active = shape.num_params(), shape.num_params(active=True)
+    met = "" if active == every else f" ({human(active)} for each token)"
+    say(f"{recipe.stage}: {human(every)} parameters{met}, {task.steps:,} steps of {size} (data: {task.have})")
     if recipe.lora is not None:
         say(lora.saving(task, recipe))
     if recipe.derived:
