@@ -175,7 +175,7 @@ def main() -> None:
     console.quiet = True  # the runs' own remarks
     results: dict[str, dict[str, list[Result]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        shards = _corpus(Path(folder), int(chosen["vocab"]))
+        shards = demo_shards(Path(folder), int(chosen["vocab"]))
         for name in names:
             for side, switches in CASES[name].sides.items():
                 for seed in range(int(chosen["seeds"])):
@@ -188,7 +188,7 @@ def main() -> None:
     save("smart", chosen, {"runs": runs}, str(chosen["json"]))
 
 
-def _corpus(folder: Path, vocab: int) -> dict[str, dict[str, Shards]]:
+def demo_shards(folder: Path, vocab: int) -> dict[str, dict[str, Shards]]:
     """Training and validation shards of each language of the built-in corpus."""
     write_corpus(folder / "corpus")
     files = {

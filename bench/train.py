@@ -74,7 +74,7 @@ def measure(
     """The case's record: seconds of every step by side, tokens a second, MFU, memory, ratios to the peers."""
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (batch, length + 1), device=device)
-    ours = _oriole(shape, tokens, device, dtype, compiled)
+    ours = oriole_step(shape, tokens, device, dtype, compiled)
     ours(), ours()
     memory = _peak_memory(ours, device)
     runs = {"oriole": ours}
@@ -112,7 +112,7 @@ def measure(
     return result
 
 
-def _oriole(
+def oriole_step(
     shape: ModelConfig, tokens: torch.Tensor, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> Callable[[], None]:
     model = LM(shape).to(device)
