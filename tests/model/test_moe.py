@@ -315,6 +315,15 @@ def test_what_qwen3_moe_lacks_is_an_oriole_model_by_name(make: Make, tmp_path: P
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "more", [{"pattern": "Le", "window": 8}, {"pattern": "Gge"}, {"qk_norm": False}, {"reasoning": {}}]
+)
+def test_experts_beside_other_options_come_back_from_disk(make: Make, tmp_path: Path, more: dict[str, Any]) -> None:
+    model = make(**{"pattern": "Ge", "moe": SMALL, **more})
+    save_model(model, tmp_path, chat=False)
+    assert load_model(tmp_path).config == model.config
+
+
 def test_weights_that_do_not_sum_to_one_are_refused(make: Make, tmp_path: Path) -> None:
     save_model(make(pattern="Ge", **KINDS["loss"]), tmp_path, chat=False)
     path = tmp_path / "config.json"

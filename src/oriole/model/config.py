@@ -270,6 +270,7 @@ class ModelConfig(Config):
         own = any(layer._replace(window=None, experts=False) != Layer() for layer in self.layers)
         # Qwen3 has sliding windows, Llama and Qwen3-MoE have none; nor has Llama experts.
         own = own or (local and (experts or not self.qk_norm)) or (experts and not self.qk_norm)
+        own = own or (self.reasoning is not None and (local or experts))
         if own or (experts and (self.moe.shared_ffn_dim > 0 or self.moe.balance == "bias")):
             out["pattern"] = self.pattern
             if local:
