@@ -268,7 +268,7 @@ class LM(nn.Module):
             out = self(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=thinking)
         place = torch.arange(len(tokens), device=tokens.device), at
         thought = out.thought and Thought(*(x[place][:, None] for x in out.thought))
-        return Out(out.h[place][:, None], (), out.aux, thought)
+        return Out(out.h[place][:, None], (), out.aux, out.metrics, thought)
 
     def _masks(self, doc: Tensor | None, length: int, backend: Backend) -> list[Mask | None]:
         """What the queries of each layer see, made once for each kind of layer; a window as long as the row is none."""

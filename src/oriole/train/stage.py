@@ -19,6 +19,7 @@ import oriole
 from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
+from oriole.model.config import ModelConfig
 from oriole.model.deepconfig import flops_per_token
 from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer
@@ -291,7 +292,8 @@ def _describe(recipe: Recipe, task: Task) -> None:
     else:
         size = f"{rows} x {table.length} = {human(task.steps * rows * table.length)} tokens"
     shape = task.lm.config
-    every, active = shape.num_params(), shape.num_params(active=True)
+    every = shape.num_params()
+    active = shape.num_params(active=True) if isinstance(shape, ModelConfig) else every
     met = "" if active == every else f" ({human(active)} for each token)"
     say(f"{recipe.stage}: {human(every)} parameters{met}, {task.steps:,} steps of {size} (data: {task.have})")
     if recipe.lora is not None:
