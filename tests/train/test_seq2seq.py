@@ -358,6 +358,8 @@ def model_options() -> Any:
         ({"model": "clasic"}, "no encoder-decoder preset 'clasic'; did you mean 'classic'"),
         ({"model": SHAPE | {"layers": 2}}, "unknown key 'layers'"),
         ({"lora": {"rank": 4}}, "lora.* is for decoder-only models"),
+        ({"train": {"tokens": 10, "dropout_depth": "linear"}}, "has train.dropout alone"),
+        ({"train": {"tokens": 10, "head_dropout": 0.1}}, "has train.dropout alone"),
         ({"parts": {"x": {"format": "preference", "files": ["x"]}}}, "preference pairs"),
         (
             {"parts": {"x": {"files": ["x"]}, "y": {"files": ["y"], "format": "question"}}},
