@@ -95,6 +95,7 @@ def options(length: int) -> dict[str, Option]:
         "ahead": Option("the token after the next one, too", {"deep.tokens_ahead": 2}),
         "think": Option("latent block, four iterations", {"model.reasoning.steps": 4}),
         "dropout": Option("residual dropout 0.1", {"train.dropout": 0.1}),
+        "heads": Option("dropout of whole heads 0.1", {"train.head_dropout": 0.1}),
     }
 
 
