@@ -13,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oriole.apps.api import Generation, Options, Oriole, Placement, _Text, conversation, find_model, to_message
+from oriole.apps.api import Generation, Options, Oriole, Placement, find_model
+from oriole.apps.conversation import conversation, to_message
+from oriole.apps.thinking import AnswerText
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM
@@ -135,10 +137,10 @@ def test_the_first_complete_stop_string_decides(tokenizer: Tokenizer, text: str,
     cut = next((text[:n] for n in range(len(text) + 1) if any(text[:n].endswith(s) for s in stops)), None)
     want = text if cut is None else cut[: len(cut) - max(len(s) for s in stops if cut.endswith(s))]
     for ids in (tokenizer.encode(text), [b + 16 for b in text.encode()]):  # however the text is cut into tokens
-        answer = _Text(tokenizer, stops)
+        answer = AnswerText(tokenizer, stops)
         got = ""
         for n, i in enumerate(ids):
-            got += answer.add(i, "length" if n == len(ids) - 1 else None)
+            got += answer.add(i, "length" if n == len(ids) - 1 else None).text
             assert want.startswith(got)
             if answer.ended:
                 break
@@ -147,15 +149,15 @@ def test_the_first_complete_stop_string_decides(tokenizer: Tokenizer, text: str,
 
 def test_within_one_token_too_the_first_complete_stop_string_decides(tokenizer: Tokenizer) -> None:
     [golden] = tokenizer.encode(" golden")
-    answer = _Text(tokenizer, ["olden", "l"])
-    assert answer.add(golden, None) == " go" and answer.ended
+    answer = AnswerText(tokenizer, ["olden", "l"])
+    assert answer.add(golden, None).text == " go" and answer.ended
 
 
 def test_half_a_character_at_the_end_is_marked_not_lost(tokenizer: Tokenizer) -> None:
-    answer = _Text(tokenizer, ())
+    answer = AnswerText(tokenizer, ())
     first, second = (b + 16 for b in "白".encode()[:2])
-    assert answer.add(first, None) == ""
-    assert answer.add(second, "length") == "\ufffd" and answer.ended
+    assert answer.add(first, None).text == ""
+    assert answer.add(second, "length").text == "\ufffd" and answer.ended
 
 
 # --- context ---------------------------------------------------------------------------------------------------------

@@ -8,27 +8,31 @@ m.generate("你好！", [("Hi!", "Hello! What can I do for you?")], temperature=
 import bisect
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, final
+from typing import Any, Literal, Self, TypedDict, Unpack, final
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
+from oriole.apps.conversation import History, conversation, to_message, turn
+from oriole.apps.thinking import AnswerText, Piece, Reasoned, budget
 from oriole.config import Config, validate
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
-from oriole.infer.engine import Engine, Finish
+from oriole.infer.engine import Constraint, Engine
 from oriole.infer.sample import Sampling
 from oriole.log import judged_worse, say
 from oriole.model.adapter import is_adapter, load_adapted
+from oriole.model.config import ReasoningConfig
 from oriole.model.folder import load_model
 from oriole.model.lm import LM
+from oriole.model.reasoning import Pondering
 from oriole.model.seq2seq import Seq2Seq
 from oriole.model.seq2seqfolder import is_seq2seq, load_seq2seq
 from oriole.text.template import Message, render
-from oriole.text.tokenizer import END_OF_TEXT, IM_END, Detokenizer, Tokenizer
+from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 
-__all__ = ["Generation", "History", "Options", "Oriole", "Placement", "find_model", "to_message"]
+__all__ = ["Generation", "History", "Options", "Oriole", "Placement", "Reasoned", "find_model", "to_message"]
 
 STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
 """Which of two stages is the later one where their files bear the same time."""
@@ -36,10 +40,8 @@ STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "se
 BATCH = 32
 """Answers that are generated side by side."""
 
-History = Sequence[tuple[str, str]] | Sequence[Message] | Sequence[Mapping[str, Any]]
-"""What was said so far: (user, assistant) pairs, `Message`s, or `{"role", "content"}` objects."""
-
-_Turn = TypeVar("_Turn")
+NOT_SAMPLED = {"stop", "thinking", "think_tokens"}
+"""Fields of `Generation` that the engine's sampling does not know."""
 
 
 class Generation(Config):
@@ -63,6 +65,10 @@ class Generation(Config):
     """The answer ends before the first of these strings."""
     seed: int | None = None
     """The same seed gives the same answer to the same prompt, alone or in a batch."""
+    thinking: bool | None = None
+    """false: no thoughts, in Qwen3's way: the answer is begun with an empty `<think>` block; else as the model likes."""
+    think_tokens: int | None = Field(None, ge=1)
+    """At most so many tokens in a `<think>` block, which is ended then; null: no limit of its own."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -77,8 +83,9 @@ class Generation(Config):
         return stop
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
-        """The engine's settings; stop strings are not among them, because they are found in the text."""
-        return Sampling(stop_ids=stop_ids, **self.model_dump(include=set(Generation.model_fields) - {"stop"}))
+        """The engine's settings; stop strings are not among them, because they are found in the text, nor is what concerns
+        thoughts: the prompt begins the answer, and a constraint ends the block."""
+        return Sampling(stop_ids=stop_ids, **self.model_dump(include=set(Generation.model_fields) - NOT_SAMPLED))
 
 
 class Options(TypedDict, total=False):
@@ -93,6 +100,8 @@ class Options(TypedDict, total=False):
     no_repeat_ngram: int
     stop: str | Sequence[str]
     seed: int | None
+    thinking: bool | None
+    think_tokens: int | None
 
 
 class Placement(Config):
@@ -165,18 +174,22 @@ class Oriole:
         """`generate`, piece by piece: (answer so far, history with this turn), at least once.
 
         Only whole characters come, never a part of a stop string, and the last answer is that of `generate`. The new
-        history has the form of the one given, pairs by default. Closing the iterator ends the work.
+        history has the form of the one given, pairs by default; messages keep what the model thought in a `<think>`
+        block, which is no part of the answer. Closing the iterator ends the work.
         """
         how = _generation(options)
         prompt = self.prompt(conversation(query, history, system), how)
         past = list(history or ())
 
         def stream() -> Iterator[tuple[str, list[Any]]]:  # apart, so that mistakes are reported at the call
-            answer = ""
-            for _, piece, last in self.answers([prompt], how):
-                answer += piece
-                if piece or (last and not answer):
-                    yield answer, past + _turn(query, answer, past)
+            answer, reasoning = "", None
+            for _, piece in self.answers([prompt], how):
+                if piece.thought:
+                    reasoning = (reasoning or "") + piece.text
+                else:
+                    answer += piece.text
+                if (piece.text and not piece.thought) or (piece.last and not answer):
+                    yield answer, past + turn(query, answer, past, reasoning)
 
         return stream()
 
@@ -197,6 +210,53 @@ class Oriole:
             for query, history in zip(queries, histories or [None] * len(queries), strict=True)
         ]
         return self._texts(prompts, how)
+
+    def generate_with_reasoning(
+        self,
+        query: str,
+        history: History | None = None,
+        *,
+        system: str | None = None,
+        max_steps: int | None = None,
+        threshold: float | None = None,
+        **options: Unpack[Options],
+    ) -> Reasoned:
+        """`generate` for a model with a latent block, with the steps and the confidence of every token.
+
+        The block is applied at most `max_steps` times for a token, and no more once the model is surer than `threshold`
+        (1: it never halts before); both as in the model's config where they are not given. `ModelError` for a model
+        without such a block.
+        """
+        table = self.model.config.reasoning if isinstance(self.model, LM) else None
+        if table is None:
+            raise ModelError(
+                f"{self.folder} holds a model without a latent block to reason with; train one with "
+                "model.reasoning.steps=4, or call generate"
+            )
+        given = {"steps": max_steps, "threshold": threshold}
+        table = validate(
+            ReasoningConfig,
+            table.model_dump() | {k: v for k, v in given.items() if v is not None},
+            "max_steps, threshold",
+        )
+        how = _generation(options)
+        engine = self.engine(1, Pondering(table.steps, table.threshold))
+        engine.submit(
+            self.prompt(conversation(query, history, system), how), how.sampling(self.stop_ids), self._ends(how)
+        )
+        text = AnswerText(self.tokenizer, how.stop)
+        events, pieces = [], []
+        while not text.ended:
+            events += engine.step()
+            pieces.append(text.add(events[-1].token, events[-1].finish))
+        pondered = [event.pondered for event in events if event.pondered is not None]
+        return Reasoned(
+            text="".join(piece.text for piece in pieces if not piece.thought),
+            reasoning="".join(piece.text for piece in pieces if piece.thought),
+            ids=tuple(event.token for event in events),
+            steps=tuple(one.steps for one in pondered),
+            confidence=tuple(one.confidence for one in pondered),
+        )
 
     def text_generate(self, prompt: str, **options: Unpack[Options]) -> str:
         """What the model writes after `prompt`, the completion only; no roles, so that any model can do it."""
@@ -225,7 +285,7 @@ class Oriole:
         def rendered(turn: int) -> list[int]:
             if isinstance(self.model, Seq2Seq) and self.model.config.source == "question":
                 return self.tokenizer.encode(rest[-1].content)
-            return render([*system, *rest[turn:]], self.tokenizer, generation=True)[0]
+            return render([*system, *rest[turn:]], self.tokenizer, generation=True, thinking=how.thinking)[0]
 
         whole = rendered(0)
         if len(whole) <= room or len(turns) == 1:
@@ -240,25 +300,29 @@ class Oriole:
             )
         return shortest
 
-    def engine(self, batch: int) -> Engine:
-        """A fresh engine for the model that gives only ids the tokenizer knows."""
-        return Engine(self.model, batch, vocab_size=self.tokenizer.vocab_size)
+    def engine(self, batch: int, pondering: Pondering | None = None) -> Engine:
+        """A fresh engine for the model that gives only ids the tokenizer knows; `pondering` as of `Engine`."""
+        return Engine(self.model, batch, vocab_size=self.tokenizer.vocab_size, pondering=pondering)
+
+    def _ends(self, how: Generation) -> Constraint | None:
+        """What ends a `<think>` block when its budget is used up."""
+        return None if how.think_tokens is None else budget(how.think_tokens, self.tokenizer.vocab_size)
 
     def answers(
         self, prompts: Iterable[Sequence[int]], how: Generation, batch: int = BATCH
-    ) -> Iterator[tuple[int, str, bool]]:
-        """(place of the prompt, new text, whether it is the last) as the answers grow, several side by side.
+    ) -> Iterator[tuple[int, Piece]]:
+        """(place of the prompt, what is new) as the answers grow, several side by side.
 
         Prompts are taken from the iterable only when there is room for them.
         """
         sampling = how.sampling(self.stop_ids)
-        engine = self.engine(batch)
+        engine, ends = self.engine(batch), self._ends(how)
         queue = enumerate(prompts)
-        writing: dict[int, tuple[int, _Text]] = {}
+        writing: dict[int, tuple[int, AnswerText]] = {}
         while True:
             while engine.waiting < batch and (following := next(queue, None)) is not None:
                 place, ids = following
-                writing[engine.submit(ids, sampling)] = place, _Text(self.tokenizer, how.stop)
+                writing[engine.submit(ids, sampling, ends)] = place, AnswerText(self.tokenizer, how.stop)
             if not writing:
                 return
             for request, token, finish, _ in engine.step():
@@ -267,100 +331,15 @@ class Oriole:
                 if text.ended:
                     engine.cancel(request)
                     del writing[request]
-                yield place, piece, text.ended
+                yield place, piece
 
     def _texts(self, prompts: Sequence[Sequence[int]], how: Generation) -> list[str]:
         """Whole answers in the order of the prompts; the longest prompts go first, which pads least."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         texts = [""] * len(prompts)
-        for place, piece, _ in self.answers((prompts[i] for i in order), how):
-            texts[order[place]] += piece
+        for place, piece in self.answers((prompts[i] for i in order), how):
+            texts[order[place]] += "" if piece.thought else piece.text
         return texts
-
-
-@final
-class _Text:
-    """The text of one answer: whole characters, and nothing of a stop string even where it comes in several tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = stops
-        self._held = ""
-        self.ended = False
-
-    def add(self, token: int, finish: Finish | None) -> str:
-        """The text that is certain after this token, which ends the answer if `finish` is given."""
-        self._held += "" if finish == "stop" else self._detokenizer.feed(token)
-        if finish is not None:
-            self._held += self._detokenizer.flush()
-        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
-        if found:  # the one that is complete first, whatever the tokens were
-            self.ended = True
-            return self._held[: min(found)[1]]
-        if finish is not None:
-            self.ended = True
-            return self._held
-        keep = max((_overlap(self._held, s) for s in self._stops), default=0)
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(certain) :]
-        return certain
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-# --- conversations ---------------------------------------------------------------------------------------------------
-
-
-def conversation(query: str, history: History | None, system: str | None) -> list[Message]:
-    """Everything as messages, the query last; `system` takes the place of a system prompt in the history."""
-    if not isinstance(query, str):
-        raise DataError(f"the query is {query!r}; give it as a string")
-    past: list[Message] = []
-    for turn in history or ():
-        match turn:
-            case Message():
-                past.append(turn)
-            case Mapping():
-                past.append(to_message(turn))
-            case (str(asked), str(answered)):
-                past += [Message("user", asked), Message("assistant", answered)]
-            case _:
-                raise DataError(
-                    f"{turn!r} in the history is neither a (user, assistant) pair of strings, a Message, nor an object "
-                    "with role and content"
-                )
-    if system is not None:
-        past = [Message("system", system), *(past[1:] if past and past[0].role == "system" else past)]
-    return [*past, Message("user", query)]
-
-
-def to_message(record: Any) -> Message:
-    """`{"role", "content"}` as a `Message`; `DataError` for anything else."""
-    match record:
-        case {"role": "system" | "user" | "assistant" | "tool" as role, "content": str(content)} if not record.get(
-            "tool_calls"
-        ):
-            return Message(role, content, reasoning=record.get("reasoning_content"))
-        case _:
-            raise DataError(
-                f"{record!r} is no message; expected an object with role (system, user, assistant or tool) and content "
-                "(a string)"
-            )
-
-
-def _turn(query: str, answer: str, like: Sequence[object]) -> list[Any]:
-    """One turn in the form of the history it follows."""
-    messages = [Message("user", query), Message("assistant", answer)]
-    match like[-1] if like else None:
-        case Message():
-            return list(messages)
-        case Mapping():
-            return [{"role": m.role, "content": m.content} for m in messages]
-        case _:
-            return [(query, answer)]
 
 
 def _generation(options: Options) -> Generation:

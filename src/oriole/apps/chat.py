@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from oriole.apps.api import Generation, Oriole, Placement, conversation
+from oriole.apps.api import Generation, Oriole, Placement
+from oriole.apps.conversation import conversation
+from oriole.apps.thinking import Piece
 from oriole.config import apply_overrides, parse_overrides, validate
 from oriole.errors import OrioleError
 from oriole.log import human
@@ -74,17 +76,23 @@ class Session:
         self._seconds = self._first = 0.0
 
     def ask(self, query: str) -> Iterator[str]:
-        """The answer, piece by piece. It becomes part of the history as far as it came, also when it is stopped."""
+        """The answer, piece by piece, without what was thought before it. It becomes part of the history as far as it
+        came, also when it is stopped."""
+        with contextlib.closing(self.pieces(query)) as pieces:
+            yield from (piece.text for piece in pieces if not piece.thought)
+
+    def pieces(self, query: str) -> Generator[Piece]:
+        """`ask`, with the thoughts."""
         start = time.perf_counter()
         prompt = self.oriole.prompt(conversation(query, self.history, self.system or None), self.how)
         self._tokens, self._first = 0, 0.0
         answer = ""
         try:
-            for _, piece, _ in self.oriole.answers([prompt], self.how, batch=1):
+            for _, piece in self.oriole.answers([prompt], self.how, batch=1):
                 self._tokens += 1
                 self._first = self._first or time.perf_counter() - start
-                answer += piece
-                if piece:
+                answer += "" if piece.thought else piece.text
+                if piece.text:
                     yield piece
         finally:
             self._seconds = time.perf_counter() - start
@@ -171,8 +179,11 @@ def _answer(session: Session, line: str, console: Console) -> None:
     """Print the answer as it comes. Text of the model is data: neither markup nor control codes work in it."""
     console.print(Text("oriole › ", style="bold yellow"), end="")
     try:
-        for piece in session.ask(line):
-            console.print(Text(_visible(piece)), end="", soft_wrap=True)
+        thought = False
+        for piece in session.pieces(line):
+            gap = "\n\n" if thought and not piece.thought else ""
+            thought = piece.thought
+            console.print(Text(gap + _visible(piece.text), style="dim" if thought else ""), end="", soft_wrap=True)
     except KeyboardInterrupt:
         console.print(Text(" [stopped]", style="dim"), end="")
     except OrioleError as error:

@@ -1,13 +1,20 @@
 """Held-out questions with accepted answers: exact match for each kind and language, and the loop rate. Greedy."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from oriole.apps.api import Generation, Oriole, to_message
+import numpy as np
+
+from oriole.apps.api import Generation, Oriole
+from oriole.apps.conversation import to_message
+from oriole.apps.thinking import without_thought
 from oriole.errors import DataError
+from oriole.infer.calibration import calibration_error
+from oriole.infer.engine import Pondered
 from oriole.log import track
 from oriole.text.files import values
 from oriole.text.judge import exact_match, loops
@@ -55,6 +62,13 @@ class Answer(NamedTuple):
     """Whether the end mark came within the tokens that were allowed."""
     loop: bool
     """It repeats, or never ended."""
+    pondered: tuple[Pondered, ...] = ()
+    """Of a model with a latent block: the steps and the confidence of each token, the end mark's among them."""
+
+    @property
+    def confidence(self) -> float:
+        """The probability that every token of it is right, as the model sees it."""
+        return math.prod(one.confidence for one in self.pondered)
 
 
 def each_answer(
@@ -76,8 +90,10 @@ def each_answer(
     ]
     for done in oriole.engine(batch).complete(requests):
         ended = done.finish == "stop"
-        text = oriole.tokenizer.decode(done.ids)
-        yield done.place, Answer(text, len(done.ids), ended, not ended or loops(done.ids))
+        answer = without_thought(done.ids)
+        text = oriole.tokenizer.decode(answer)
+        text = text if len(answer) == len(done.ids) else text.lstrip()
+        yield done.place, Answer(text, len(done.ids), ended, not ended or loops(done.ids), tuple(done.pondered))
 
 
 def ask(
@@ -96,7 +112,9 @@ def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], b
     """Ask every question greedily and compare; the answers are those of one question at a time, only faster.
 
     Returns `{"exact_match": {lang: mean over kinds, …, "by_kind": {kind: {lang: share}}}, "loop_rate": share of answers
-    that loop or do not end, "answers": [{"kind", "lang", "messages", "answers", "answer", "correct", "loop"}]}`.
+    that loop or do not end, "answers": [{"kind", "lang", "messages", "answers", "answer", "correct", "loop"}]}`,
+    and of a model with a latent block `"reasoning": {"steps": iterations a token, "ece": calibration error of its
+    confidence in answers}`.
     """
     how = Generation(temperature=0.0, max_new_tokens=NEW_TOKENS)
     said = ask(oriole, [[to_message(m) for m in q["messages"]] for q in questions], how, batch)
@@ -106,9 +124,21 @@ def evaluate_questions(oriole: Oriole, questions: Sequence[Mapping[str, Any]], b
     ]
     return {
         "exact_match": _shares(answers),
+        **_reasoning(said, answers),
         "loop_rate": round(fmean(a["loop"] for a in answers), 4) if answers else 0.0,
         "answers": answers,
     }
+
+
+def _reasoning(said: Sequence[Answer], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a model with a latent block: iterations a token, and how far its confidence in an answer is from being right
+    (expected calibration error)."""
+    steps = [each.steps for one in said for each in one.pondered]
+    if not steps:
+        return {}
+    right = np.array([float(a["correct"]) for a in answers])
+    error = calibration_error(np.array([one.confidence for one in said]), right)
+    return {"reasoning": {"steps": round(fmean(steps), 3), "ece": round(error, 4)}}
 
 
 def _shares(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

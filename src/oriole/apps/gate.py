@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import xxhash
 
-from oriole.apps.api import Generation, Oriole, to_message
+from oriole.apps.api import Generation, Oriole
+from oriole.apps.conversation import to_message
 from oriole.apps.evaluate import NEW_TOKENS, Answer, ask
 from oriole.apps.intervals import CONFIDENCE, Interval, difference, win_rate
 from oriole.errors import ModelError

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from oriole.apps.api import Generation, Oriole, Placement, to_message
+from oriole.apps.api import Generation, Oriole, Placement
+from oriole.apps.conversation import to_message
 from oriole.config import apply_overrides, parse_overrides, validate
 from oriole.errors import ConfigError, DataError, ModelError, raise_for_os_error
 from oriole.log import say, track
@@ -32,6 +33,8 @@ class GenerateSettings(Generation, Placement):
     """The key of the question, a string or a list of messages; empty: messages, question, query or prompt."""
     answer_key: str = "answer"
     """The key of the answer in the output."""
+    thought_key: str = "thought"
+    """The key of what the model thought in a `<think>` block, in records where it did."""
     system: str | None = None
     """A system prompt for every question given as a string."""
     batch_size: int = Field(32, ge=1)
@@ -84,6 +87,7 @@ def _answered(oriole: Oriole, records: Iterator[_Record], how: GenerateSettings)
     """The records with their answers, in their order."""
     open_: dict[int, dict[str, Any]] = {}  # place -> record, from the first unfinished one on
     texts: dict[int, str] = {}
+    thoughts: dict[int, str] = {}
     ended: set[int] = set()
 
     def prompts() -> Iterator[list[int]]:
@@ -95,13 +99,17 @@ def _answered(oriole: Oriole, records: Iterator[_Record], how: GenerateSettings)
                 raise ModelError(f"{how.input}, {record.where}: {error}") from error
 
     following = 0
-    for place, piece, last in oriole.answers(prompts(), how, how.batch_size):
-        texts[place] += piece
-        if last:
+    for place, piece in oriole.answers(prompts(), how, how.batch_size):
+        if piece.thought:
+            thoughts[place] = thoughts.get(place, "") + piece.text
+        else:
+            texts[place] += piece.text
+        if piece.last:
             ended.add(place)
         while following in ended:
             ended.remove(following)
-            yield {**open_.pop(following), how.answer_key: texts.pop(following)}
+            thought = {how.thought_key: thoughts.pop(following)} if following in thoughts else {}
+            yield {**open_.pop(following), **thought, how.answer_key: texts.pop(following)}
             following += 1
 
 
@@ -126,8 +134,9 @@ def _records(how: GenerateSettings) -> Iterator[_Record]:
 def _messages(value: Any, how: GenerateSettings) -> list[Message]:
     if not isinstance(value, dict):
         raise DataError("not a JSON object; expected one record a line")
-    if how.answer_key in value:
-        raise DataError(f"the record has '{how.answer_key}' already; choose another key with answer_key=…")
+    for name, made in (("answer_key", how.answer_key), ("thought_key", how.thought_key)):
+        if made in value:
+            raise DataError(f"the record has '{made}' already; choose another key with {name}=…")
     keys = (how.question_key,) if how.question_key else QUESTION_KEYS
     key = next((k for k in keys if k in value), None)
     if key is None:
@@ -158,7 +167,7 @@ def _continue_after(how: GenerateSettings) -> int:
                 record = next(records, None)
                 if record is not None and _is_torn(line, record.value):
                     break
-                if record is None or _question_of(line, how.answer_key) != record.value:
+                if record is None or _question_of(line, how) != record.value:
                     raise DataError(
                         f"{how.output}, line {done + 1}, does not answer record {done + 1} of {how.input}; it was made "
                         "from another input: choose another output, or remove it"
@@ -177,7 +186,7 @@ def _is_torn(line: bytes, record: dict[str, Any]) -> bool:
     return not line.endswith(b"\n") and (begins.startswith(line) or line.startswith(begins))
 
 
-def _question_of(line: bytes, answer_key: str) -> Any:
+def _question_of(line: bytes, how: GenerateSettings) -> Any:
     """An output line as it was in the input, None if it is no such line."""
     if not line.endswith(b"\n"):
         return None
@@ -185,6 +194,7 @@ def _question_of(line: bytes, answer_key: str) -> Any:
         record = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or not isinstance(record.pop(answer_key, None), str):
+    if not isinstance(record, dict) or not isinstance(record.pop(how.answer_key, None), str):
         return None
+    record.pop(how.thought_key, None)
     return record

@@ -61,6 +61,8 @@ class Completion(NamedTuple):
     place: int
     ids: list[int]
     finish: Finish
+    pondered: list[Pondered]
+    """How each id and the stop id were come by; empty for a model without a latent block."""
 
 
 @dataclass(eq=False)
@@ -174,14 +176,18 @@ class Engine:
             for i, (prompt, sampling) in numbered:
                 place[self.submit(prompt, sampling)] = i
             ids: dict[int, list[int]] = {request: [] for request in place}
+            pondered: dict[int, list[Pondered]] = {request: [] for request in place}
             while place:
                 for event in self.step():
                     if event.request not in place:
                         continue  # somebody else's
                     if event.finish != "stop":
                         ids[event.request].append(event.token)
+                    if event.pondered is not None:
+                        pondered[event.request].append(event.pondered)
                     if event.finish is not None:
-                        yield Completion(place.pop(event.request), ids.pop(event.request), event.finish)
+                        request = event.request
+                        yield Completion(place.pop(request), ids.pop(request), event.finish, pondered.pop(request))
         finally:
             for request in place:
                 self.cancel(request)
