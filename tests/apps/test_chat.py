@@ -16,6 +16,7 @@ from rich.console import Console
 from oriole.apps import chat as chat_module
 from oriole.apps.api import Oriole
 from oriole.apps.chat import ChatSettings, Leave, Session, chat
+from oriole.apps.thinking import Piece
 from oriole.errors import ConfigError, ModelError
 
 
@@ -100,8 +101,8 @@ def test_ctrl_c_stops_the_answer_only(session: Session, monkeypatch: pytest.Monk
 
 def test_model_and_user_text_is_never_markup_or_control(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     def evil(*_: Any, **__: Any) -> Iterator[Any]:
-        yield 0, "[red]x[/red] \x1b[2J\x07[/]", False
-        yield 0, "\tok\n", True
+        yield 0, Piece("[red]x[/red] \x1b[2J\x07[/]", False)
+        yield 0, Piece("\tok\n", True)
 
     monkeypatch.setattr(Oriole, "answers", evil)
     terminal = Terminal(monkeypatch, ["[bold]hi[/bold] [/]", "", "/x [/]", EOFError()])

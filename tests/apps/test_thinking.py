@@ -34,7 +34,8 @@ def thinker(tmp_path: Path, tokenizer: Tokenizer) -> Oriole:
     torch.manual_seed(4)
     config = ModelConfig.model_validate({
         "vocab_size": tokenizer.vocab_size, "dim": 32, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2,
-        "head_dim": 8, "ffn_dim": 48, "context": 160, "init_std": 0.4, "tie_embeddings": False, "reasoning": {"threshold": 0.7},
+        "head_dim": 8, "ffn_dim": 48, "context": 160, "init_std": 0.4, "tie_embeddings": False,
+        "reasoning": {"threshold": 0.7},
     })  # fmt: skip
     save_model(LM(config), tmp_path / "latent", chat=True)
     tokenizer.save(tmp_path / "latent", chat=True, context=160)

@@ -66,7 +66,7 @@ class Generation(Config):
     seed: int | None = None
     """The same seed gives the same answer to the same prompt, alone or in a batch."""
     thinking: bool | None = None
-    """false: no thoughts, in Qwen3's way: the answer is begun with an empty `<think>` block; else as the model likes."""
+    """false: no thoughts, in Qwen3's way: an empty `<think>` block begins the answer; else as the model likes."""
     think_tokens: int | None = Field(None, ge=1)
     """At most so many tokens in a `<think>` block, which is ended then; null: no limit of its own."""
 
@@ -83,8 +83,8 @@ class Generation(Config):
         return stop
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
-        """The engine's settings; stop strings are not among them, because they are found in the text, nor is what concerns
-        thoughts: the prompt begins the answer, and a constraint ends the block."""
+        """The engine's settings; stop strings are not among them, because they are found in the text, nor is what is
+        said of thoughts: the prompt begins the answer, and a constraint ends the block."""
         return Sampling(stop_ids=stop_ids, **self.model_dump(include=set(Generation.model_fields) - NOT_SAMPLED))
 
 
