@@ -19,7 +19,7 @@ from oriole.errors import raise_for_os_error
 from oriole.log import human
 from oriole.text.work import new_file
 
-__all__ = ["page", "write_page"]
+__all__ = ["depths", "lens_cells", "page", "stream_curves", "write_page"]
 
 KINDS = {"zh": "Chinese", "en": "letters", "other": "digits, marks, blanks", "bytes": "part of a character",
          "mark": "role token"}  # fmt: skip
@@ -243,7 +243,7 @@ def depths(made: Mapping[str, Any]) -> list[str]:
     return [*(f"layer {n}" for n in range(made["layers"], 0, -1)), "embedding"]
 
 
-def _cells(depths: Iterable[Sequence[Any]]) -> list[list[tuple[str, float, str]]]:
+def lens_cells(depths: Iterable[Sequence[Any]]) -> list[list[tuple[str, float, str]]]:
     """Of each depth and position the likeliest next token, its probability, the runners-up."""
     return [
         [
@@ -256,7 +256,7 @@ def _cells(depths: Iterable[Sequence[Any]]) -> list[list[tuple[str, float, str]]
 
 def _lens(made: Mapping[str, Any]) -> str:
     svg = draw.grid(
-        _cells(reversed(made["lens"])), depths(made), _labels(made), "the likeliest next token at each depth"
+        lens_cells(reversed(made["lens"])), depths(made), _labels(made), "the likeliest next token at each depth"
     )
     return (
         _about(
@@ -281,7 +281,9 @@ def _steps(made: Mapping[str, Any]) -> str:
         ]
         for row in (step["confidence"] for step in reversed(steps))
     ]
-    said = draw.grid(_cells(step["lens"] for step in reversed(steps)), names, _labels(made), "what each iteration says")
+    said = draw.grid(
+        lens_cells(step["lens"] for step in reversed(steps)), names, _labels(made), "what each iteration says"
+    )
     return (
         _about(
             "Behind the last layer a latent block is applied again and again before anything is said. What each "
