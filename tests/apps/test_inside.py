@@ -23,6 +23,9 @@ from oriole.errors import ConfigError, DataError, ModelError
 from oriole.model.config import ModelConfig
 from oriole.model.folder import save_model
 from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
+from oriole.model.seq2seqconfig import Seq2SeqConfig
+from oriole.model.seq2seqfolder import save_seq2seq
 from oriole.text.tokenizer import Tokenizer
 
 TEXT = InsideConfig(mode="text")
@@ -185,6 +188,11 @@ def test_what_cannot_be_looked_at_is_named(
         describe(pretrained, "两个", InsideConfig(mode="question"))
     shape = oriole.model.config.model_copy(update={"tie_embeddings": True})
     save_model(LM(shape, heads=("reward",)), tmp_path / "rm", chat=True)
+    small = {"vocab_size": tokenizer.vocab_size, "dim": 16, "encoder_layers": 1, "decoder_layers": 1, "num_heads": 2}
+    save_seq2seq(Seq2Seq(Seq2SeqConfig.model_validate(small | {"ffn_dim": 16})), tmp_path / "two", chat=True)
+    tokenizer.save(tmp_path / "two", chat=True)
+    with pytest.raises(ModelError, match="holds an encoder-decoder; oriole inspect looks inside decoder-only models"):
+        describe(Oriole(tmp_path / "two"), "两个", TEXT)
     with pytest.raises(ModelError, match="holds a reward model: it scores answers and cannot write any"):
         Oriole(tmp_path / "rm")
 
