@@ -22,7 +22,7 @@ demo: install    ## the whole story on the built-in corpus, on a CPU, in minutes
 	$(BIN)/oriole demo
 
 test: install    ## the test suite (under ten minutes on two cores)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: install    ## the long forms of the tests (under an hour on two cores)
 	$(BIN)/python -m pytest -m soak --timeout 3000
