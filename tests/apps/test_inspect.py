@@ -13,7 +13,7 @@ from rich.console import Console
 from oriole.apps.inspect import InspectConfig, record_dict, spans
 from oriole.apps.inspectpage import page, write_page
 from oriole.apps.inspecttext import bar, percent, shortened, show
-from oriole.cli.inspect import inspect
+from oriole.cli.inspection import inspect
 from oriole.errors import DataError
 from oriole.text.census import census, histogram
 from oriole.text.clean import normalise

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from oriole.apps.inspect import InspectConfig
-from oriole.cli.inspect import inspect
+from oriole.cli.inspection import inspect
 from oriole.config import validate
 from oriole.errors import ConfigError, DataError, ModelError
 from oriole.model.config import ModelConfig

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from oriole.apps.inspect import InspectConfig
-from oriole.cli.inspect import inspect
+from oriole.cli.inspection import inspect
 from oriole.config import validate
 from oriole.errors import ConfigError, DataError
 from oriole.text.mixture import Mixture

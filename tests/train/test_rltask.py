@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from toy_rl import SHAPE, tokenizer
 
 from oriole.apps.inspect import InspectConfig
-from oriole.cli.inspect import inspect
+from oriole.cli.inspection import inspect
 from oriole.config import to_toml, validate
 from oriole.errors import ConfigError, DataError, ModelError
 from oriole.log import console

@@ -122,7 +122,7 @@ def inspect(
     from oriole.apps.inspect import InspectConfig
     from oriole.apps.inspectpage import write_page
     from oriole.apps.inspecttext import show
-    from oriole.cli.inspect import inspect as describe
+    from oriole.cli.inspection import inspect as describe
     from oriole.config import parse_overrides, validate
     from oriole.log import say
 
