@@ -55,3 +55,7 @@ def test_a_dotted_key_changes_the_preset_of_a_recipe() -> None:
     table: dict[str, object] = {"model": "demo"}
     apply_overrides(table, {"model.pattern": "LG"})
     assert validate(ModelConfig, dict(table["model"]), "here") == shaped(pattern="LG")  # type: ignore[call-overload]
+
+
+def test_without_any_keys_only_the_matrices_cost_something() -> None:
+    assert shaped().flops_per_token(0) == 6 * shaped().num_params()

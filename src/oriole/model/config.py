@@ -336,7 +336,7 @@ class ModelConfig(Config):
         matrices = self.num_params(active=True)
         matrices -= (0 if self.tie_embeddings else embeddings) + (0 if logits else embeddings)
         windows = [min(length, layer.window or length) for layer in self.layers]
-        keys = sum(w - w * w / (2 * length) for w in windows)
+        keys = sum(w - w * w / (2 * max(1, length)) for w in windows)
         r = self.reasoning
         if r is not None:
             again = r.layers * (2 * self.dim * self.num_heads * self.head_dim + 3 * self.dim * self.ffn_dim)
