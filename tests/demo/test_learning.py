@@ -103,4 +103,4 @@ def test_ppo_raises_the_held_out_reward_near_its_parent(
         parent, tmp_path, "ppo", seed, f"rollout.reward_model={reward_model}", f"gate.reward_model={reward_model}"
     )
     assert last["reward_gain_interval"][0] > 0
-    assert read_stage(tmp_path / "ppo").last("step")["objective/kl"] <= 1.5, "the recipe's target"
+    assert read_stage(tmp_path / "ppo").last("step")["objective/kl"] <= 1.5, "nats an answer"
