@@ -1,7 +1,7 @@
 """Preferences that help, shown on the built-in corpus: every stage of them with three seeds, from one parent.
 
 The parent is the demo's, fine-tuned for half a minute only (0.3M tokens), so that there is something left to learn;
-each stage takes at most four minutes on two cores. The figures that docs/results.md gives are printed (`pytest -s`).
+each stage takes at most five minutes on two cores. The figures that docs/results.md gives are printed (`pytest -s`).
 """
 
 import json

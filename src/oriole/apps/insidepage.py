@@ -258,11 +258,12 @@ def _lens(made: Mapping[str, Any]) -> str:
     svg = draw.grid(
         lens_cells(reversed(made["lens"])), depths(made), _labels(made), "the likeliest next token at each depth"
     )
+    # Behind the blocks a latent block, where there is one, goes on: the steps below are its predictions.
+    last = "" if made["steps"] else "; the uppermost row is the model's own prediction"
     return (
         _about(
             "What the model would say next if it stopped at a layer: its final norm and head, put on the stream of "
-            "every depth. A stronger colour is more certain; the uppermost row is the model's own prediction. A "
-            "pointer on a cell shows the runners-up."
+            f"every depth. A stronger colour is more certain{last}. A pointer on a cell shows the runners-up."
         )
         + f'<div class="pic">{svg}</div>'
     )

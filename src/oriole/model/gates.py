@@ -31,7 +31,7 @@ LARGEST = 4.0
 """A temperature from the query lies between 1 / LARGEST and LARGEST, so that no input can blow the scores up."""
 
 SMALL = 0.1
-"""First value of a LayerScale: the one of Touvron et al. 2021 (section 2) for up to 18 layers. Their smaller ones for
+"""First value of a LayerScale: the one of Touvron et al. 2021 for up to 18 layers. Their smaller ones for
 deeper models are left out, since our output projections already start smaller by 1 / sqrt(2 L)."""
 
 
@@ -79,7 +79,7 @@ def temperature_weight(config: ModelConfig, layer: Layer) -> nn.Parameter | None
 def query_temperature(x: Tensor, weight: Tensor) -> Tensor:
     """LARGEST^tanh(W x) (B, T, H, 1) in fp32, of the layer's normed input x (B, T, D): positive, bounded, 1 for W = 0.
 
-    A temperature from the query token as in Zhang et al. 2024 (selective attention, section 3), there tanh itself.
+    A temperature from the query token as in Zhang et al. 2024 (selective attention), there tanh itself.
     """
     return (F.linear(x, weight).float().tanh() * math.log(LARGEST)).exp()[..., None]
 

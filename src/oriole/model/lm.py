@@ -152,8 +152,8 @@ class LM(nn.Module):
     def set_dropout(self, p: float, heads: float = 0.0, depth: Literal["constant", "linear"] = "constant") -> None:
         """While training: dropout of the residual branches with probability `p`, of whole attention heads with `heads`.
 
-        constant: the same in every layer; linear: l / L of both in layer l of L (the schedule of Huang et al. 2016,
-        section 3; what they drop is a whole branch, here it is single numbers of it).
+        constant: the same in every layer; linear: l / L of both in layer l of L (the schedule of Huang et al. 2016;
+        what they drop is a whole branch, here it is single numbers of it).
         """
         for number, block in enumerate(self.blocks, 1):
             assert isinstance(block, Block)
