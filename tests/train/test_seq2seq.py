@@ -269,7 +269,7 @@ def test_a_broken_run_goes_on_and_ends_with_the_same_weights(
     assert mine.keys() == whole.keys() and all(torch.equal(mine[name], whole[name]) for name in mine)
 
 
-def test_its_folder_chats_and_decoder_only_verbs_refuse_it(run: Path) -> None:
+def test_its_folder_chats_and_can_be_looked_into_and_is_no_decoder_alone(run: Path) -> None:
     model = Oriole(run)
     assert isinstance(model.model, Seq2Seq) and model.can_chat
     answer = model.generate("3?", temperature=0.0, max_new_tokens=12)
@@ -278,8 +278,9 @@ def test_its_folder_chats_and_decoder_only_verbs_refuse_it(run: Path) -> None:
     assert model.batch_generate(["3?", "41?"], temperature=0.0, max_new_tokens=12)[0] == answer
     with pytest.raises(ModelError, match="holds an encoder-decoder, and here a decoder-only model is needed"):
         load_model(run / "seq2seq" / "model")
-    with pytest.raises(ModelError, match="holds an encoder-decoder; oriole inspect looks inside decoder-only models"):
-        describe(model, "3?", InsideConfig())
+    seen = describe(model, "3?", InsideConfig(answer=12))
+    said = [token["id"] for token in seen["tokens"][seen["written"] :]]
+    assert model.tokenizer.decode([i for i in said if i not in model.stop_ids]) == answer
 
 
 def test_training_goes_on_from_its_own_folder_and_refuses_others(run: Path, data: Path, tmp_path: Path) -> None:

@@ -151,6 +151,11 @@ class Oriole:
         return IM_END in self.stop_ids
 
     @property
+    def plain_questions(self) -> bool:
+        """Whether the model reads the last question alone, without roles."""
+        return isinstance(self.model, Seq2Seq) and self.model.config.source == "question"
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.model.config.context
@@ -283,9 +288,7 @@ class Oriole:
         turns = [i for i, m in enumerate(rest) if m.role == "user"] or [0]
 
         def rendered(turn: int) -> list[int]:
-            if isinstance(self.model, Seq2Seq) and self.model.config.source == "question":
-                return self.tokenizer.encode(rest[-1].content)
-            return render([*system, *rest[turn:]], self.tokenizer, generation=True, thinking=how.thinking)[0]
+            return self.rendered([*system, *rest[turn:]], how.thinking)
 
         whole = rendered(0)
         if len(whole) <= room or len(turns) == 1:
@@ -299,6 +302,13 @@ class Oriole:
                 f"{self.context:,}; shorten it"
             )
         return shortest
+
+    def rendered(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
+        """The ids of a whole conversation as the model is to read it: in its roles, or only the last message where it
+        is an encoder-decoder for plain questions (`plain_questions`)."""
+        if self.plain_questions:
+            return self.tokenizer.encode(messages[-1].content)
+        return render(messages, self.tokenizer, generation=True, thinking=thinking)[0]
 
     def engine(self, batch: int, pondering: Pondering | None = None) -> Engine:
         """A fresh engine for the model that gives only ids the tokenizer knows; `pondering` as of `Engine`."""

@@ -1,7 +1,8 @@
-"""What a model does with one text, described: tokens, embeddings, attention, each depth's guess, what comes next.
+"""What a model does with one text, described: tokens, embeddings, attention, experts, each depth's guess, what comes
+next.
 
-Everything is one JSON-able description, which `insidetext` shows on a terminal and `insidepage` as a page. Layers are
-counted from 1 where a person reads; place 0 of the residual stream is the embedding.
+Everything is one JSON-able description, which `insidetext` shows on a terminal and `insidepage` as a page. Layers,
+heads and experts are counted from 1 where a person reads; place 0 of the residual stream is the embedding.
 """
 
 import re
@@ -16,14 +17,16 @@ from torch import Tensor
 from oriole.apps.api import Generation, Oriole
 from oriole.config import Config
 from oriole.errors import DataError, ModelError
-from oriole.model.inside import Inside, entropy, lens, look, nearest, principal
+from oriole.model.inside import Chosen, Inside, Stack, entropy, lens, look, look_across, nearest, principal
 from oriole.model.lm import LM
-from oriole.text.template import Message, render
+from oriole.model.seq2seq import START, Seq2Seq
+from oriole.text.template import Message
 from oriole.text.tokenizer import RESERVED, Tokenizer
 
 __all__ = ["InsideConfig", "describe", "kind_of", "spelled", "split_characters"]
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: `source`, `crossed`, `cross`, `norm_at` and `experts` are new; all that 1 had is as it was."""
 LONGEST = 256
 """Tokens that a page shows: the weights of attention grow with their square."""
 NEIGHBOURS, TOP, LENS = 6, 10, 5
@@ -35,11 +38,11 @@ class InsideConfig(Config):
     """What `oriole inspect` looks at."""
 
     mode: Literal["auto", "text", "question"] = "auto"
-    """text: the text as it stands; question: as a user's message, in the roles the model was trained with, with the
-    answer that it gives. auto: a question for a model that can chat."""
+    """text: the text as it stands; question: as a user's message, in the roles the model was trained with (none for an
+    encoder-decoder of plain questions), with the answer that it gives. auto: a question for a model that can chat."""
     answer: int | None = Field(None, ge=0)
     """Tokens that the model may write after the text, always its likeliest, and that are looked at as well; by default
-    32 after a question, none after a text."""
+    32 after a question and for an encoder-decoder, which says nothing otherwise, and none after a text."""
     html: Path = Path("inspect.html")
     """The page that is written."""
 
@@ -47,67 +50,70 @@ class InsideConfig(Config):
 def describe(oriole: Oriole, text: str, config: InsideConfig) -> dict[str, Any]:
     """What the model computes over the text, as numbers and words.
 
-    {"schema", "model", "mode", "layers", "heads", "vocab_size", "parameters", "written" (the first token that the model
-    wrote itself), "tokens": [{"id", "text", "bytes", "kind"}], "split": [{"text", "from", "to"}] (characters in several
-    tokens), "embedding": {"norms" (T), "mean_norm" (of the vocabulary), "neighbours": {id: [[text, cosine]]}, "map":
-    {"ids", "points", "shares"} or None}, "residual", "attended", "transformed": norms [L + 1 or L][T], "attention":
-    [L][H][query][key], "lens": [L + 1][T][[text, probability]], "next": [{"top": [[text, probability]], "entropy" and
-    "loss" (nats; None at the end), "rank" (of the token that follows, 1 the likeliest)}], "steps": [{"lens" [T],
-    "confidence" [T]}] (iterations of a latent block; empty for a model without)}
+    {"schema", "model", "mode", "layers", "heads", "vocab_size", "parameters", "norm_at" (pre or post), "written" (the
+    first token that the model wrote itself), "tokens": [{"id", "text", "bytes", "kind"}], "split": [{"text", "from",
+    "to"}] (characters in several tokens), "embedding": {"norms" (S + T), "mean_norm" (of the vocabulary), "neighbours":
+    {id: [[text, cosine]]}, "map": {"ids", "points", "shares"} or None}, "residual", "attended", "transformed": norms
+    [L + 1 or L][T], "attention": [L][H][query][key], "lens": [L + 1][T][[text, probability]], "next": [{"top": [[text,
+    probability]], "entropy" and "loss" (nats; None at the end), "rank" (of the token that follows, 1 the likeliest)}],
+    "steps": [{"lens" [T], "confidence" [T]}] (iterations of a latent block), "experts": [{"layer" and experts from 0,
+    "count", "shared", "chosen": [T][[expert, weight]], "share": [count]}] (of each layer with experts, "share" of the
+    tokens), "source", "crossed": norms [L][T], "cross": [L][H][query][key of the source]}
+
+    Of an encoder-decoder the text is the source: {"layers", "tokens", "split", "residual", "attended", "transformed",
+    "attention"} of S tokens and the encoder's layers. All else is the decoder's, whose T tokens are its start mark and
+    the answer. What a model does not have is empty, and "source" None.
 
     `DataError` for a text that is empty, `ModelError` for one longer than the context or than a page can show.
     """
     if not text:
         raise DataError('the text is empty; give some, in quotes: oriole inspect RUN "两个黄鹂鸣翠柳"')
     model, tok = oriole.model, oriole.tokenizer
-    if not isinstance(model, LM):
-        raise ModelError(f"{oriole.folder} holds an encoder-decoder; oriole inspect looks inside decoder-only models")
     mode = config.mode if config.mode != "auto" else "question" if oriole.can_chat else "text"
     prompt = _prompt(oriole, text, mode)
     room = min(oriole.context, LONGEST) - len(prompt)
     if room < 0:
         bound = "the model's context is" if oriole.context <= LONGEST else "a page of attention maps shows at most"
+        roles = mode == "question" and not oriole.plain_questions
         raise ModelError(
-            f"the text has {len(prompt):,} tokens{' in its roles' * (mode == 'question')}, {bound} "
+            f"the text has {len(prompt):,} tokens{' in its roles' * roles}, {bound} "
             f"{min(oriole.context, LONGEST):,}; give a shorter one"
         )
-    count = min(room, config.answer if config.answer is not None else 32 if mode == "question" else 0)
-    ids = [*prompt, *_continued(oriole, prompt, count)]
-    tokens = torch.tensor(ids, device=model.embedding.weight.device)
-    inside = look(model, tokens)
+    silent = mode == "text" and isinstance(model, LM)
+    count = min(room, config.answer if config.answer is not None else 0 if silent else 32)
+    written = _continued(oriole, prompt, count)
+    source, ids, inside = _looked(model, prompt, written)
     known = tok.vocab_size
     return {
         "schema": SCHEMA,
         "model": str(oriole.folder),
         "mode": mode,
-        "layers": len(inside.weights),
+        "layers": len(inside.stack.weights),
         "heads": model.config.num_heads,
         "vocab_size": known,
         "parameters": model.config.num_params(),
-        "written": len(prompt),
-        "tokens": [_token(tok, i) for i in ids],
-        "split": [
-            {"text": char, "from": first, "to": last}
-            for char, first, last in split_characters([tok.token_bytes(i) or b"\xff" for i in ids])
-        ],
-        "embedding": _embedding(model.embedding.weight.detach()[:known], tok, ids),
-        "residual": _norms(inside.residual),
-        "attended": _norms(inside.attended),
-        "transformed": _norms(inside.transformed),
-        "attention": [
-            [[_rounded(row[: t + 1]) for t, row in enumerate(head)] for head in layer] for layer in inside.weights
-        ],
-        "lens": [_likeliest(lens(model, stream)[:, :known], tok, LENS) for stream in inside.residual],
-        "next": _next(inside, tokens, tok),
+        "norm_at": model.config.norm_at if isinstance(model, Seq2Seq) else "pre",
+        "written": len(ids) - len(written),
+        **_tokens(tok, ids),
+        "embedding": _embedding(model.embedding.weight.detach()[:known], tok, [*source, *ids]),
+        **_stack(inside.stack, causal=True),
+        "lens": [_likeliest(lens(model, stream)[:, :known], tok, LENS) for stream in inside.stack.residual],
+        "next": _next(inside.logits[:, :known].float(), ids, tok),
         "steps": [_step(model, h, tok) for h in inside.steps],
-    }
+        "experts": [_experts(chosen) for chosen in inside.chosen],
+        "source": None if inside.encoder is None else {
+            "layers": len(inside.encoder.weights), **_tokens(tok, source), **_stack(inside.encoder, causal=False)
+        },
+        "crossed": [] if inside.crossed is None else _norms(inside.crossed),
+        "cross": _weights(inside.cross, causal=False),
+    }  # fmt: skip
 
 
 def _prompt(oriole: Oriole, text: str, mode: str) -> list[int]:
     if mode == "text":
         return oriole.tokenizer.encode(text)
     oriole.require_chat()
-    return render([Message("user", text)], oriole.tokenizer, generation=True)[0]
+    return oriole.rendered([Message("user", text)])
 
 
 def _continued(oriole: Oriole, prompt: Sequence[int], count: int) -> list[int]:
@@ -122,6 +128,16 @@ def _continued(oriole: Oriole, prompt: Sequence[int], count: int) -> list[int]:
             out.append(event.token)
             if event.finish is not None:
                 return out
+
+
+def _looked(model: LM | Seq2Seq, prompt: list[int], written: list[int]) -> tuple[list[int], list[int], Inside]:
+    """Ids of the source, if there is one, and of what the decoder reads, and what one pass over them computes."""
+    device = model.embedding.weight.device
+    if isinstance(model, LM):
+        ids = [*prompt, *written]
+        return [], ids, look(model, torch.tensor(ids, device=device))
+    ids = [START, *written]
+    return prompt, ids, look_across(model, *(torch.tensor(side, device=device) for side in (prompt, ids)))
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -176,8 +192,18 @@ def split_characters(pieces: Sequence[bytes]) -> list[tuple[str, int, int]]:
     return out
 
 
-def _token(tok: Tokenizer, id: int) -> dict[str, Any]:
-    return {"id": id, "text": spelled(tok, id), "bytes": tok.token_bytes(id).hex(" "), "kind": kind_of(tok, id)}
+def _tokens(tok: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
+    """The tokens, and the characters that several of them share."""
+    return {
+        "tokens": [
+            {"id": i, "text": spelled(tok, i), "bytes": tok.token_bytes(i).hex(" "), "kind": kind_of(tok, i)}
+            for i in ids
+        ],
+        "split": [
+            {"text": char, "from": first, "to": last}
+            for char, first, last in split_characters([tok.token_bytes(i) or b"\xff" for i in ids])
+        ],
+    }
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -190,6 +216,39 @@ def _rounded(values: Tensor, digits: int = 4) -> list[float]:
 def _norms(vectors: Tensor) -> list[list[float]]:
     """Euclidean norms [L][T] of (L, T, D)."""
     return [_rounded(row) for row in vectors.float().norm(dim=-1)]
+
+
+def _stack(stack: Stack, *, causal: bool) -> dict[str, Any]:
+    """Norms of the stream and of what is added to it, and the attention weights."""
+    return {
+        "residual": _norms(stack.residual),
+        "attended": _norms(stack.attended),
+        "transformed": _norms(stack.transformed),
+        "attention": _weights(stack.weights, causal=causal),
+    }
+
+
+def _weights(layers: Sequence[Tensor], *, causal: bool) -> list[list[list[list[float]]]]:
+    """[L][H][query][key] of weights (H, T, S) of each layer; of causal ones only the keys up to the query."""
+    return [
+        [[_rounded(row[: t + 1] if causal else row) for t, row in enumerate(head)] for head in layer]
+        for layer in layers
+    ]  # fmt: skip
+
+
+def _experts(chosen: Chosen) -> dict[str, Any]:
+    """Of each token the experts with their weights, and the share of the tokens that each expert gets."""
+    load = torch.bincount(chosen.experts.flatten(), minlength=chosen.num_experts) / len(chosen.experts)
+    return {
+        "layer": chosen.layer,
+        "count": chosen.num_experts,
+        "shared": chosen.shared,
+        "chosen": [
+            [[e, round(w, 4)] for e, w in zip(*pair, strict=True)]
+            for pair in zip(chosen.experts.tolist(), chosen.weights.tolist(), strict=True)
+        ],
+        "share": _rounded(load),
+    }
 
 
 def _embedding(table: Tensor, tok: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
@@ -223,7 +282,7 @@ def _likeliest(logits: Tensor, tok: Tokenizer, count: int) -> list[list[list[Any
 
 
 @torch.no_grad()
-def _step(model: LM, h: Tensor, tok: Tokenizer) -> dict[str, Any]:
+def _step(model: LM | Seq2Seq, h: Tensor, tok: Tokenizer) -> dict[str, Any]:
     """What an iteration of the latent block would say at each place, and how sure it is of it."""
     return {
         "lens": _likeliest(model.head("logits", h)[:, : tok.vocab_size], tok, LENS),
@@ -231,12 +290,11 @@ def _step(model: LM, h: Tensor, tok: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _next(inside: Inside, tokens: Tensor, tok: Tokenizer) -> list[dict[str, Any]]:
-    logits = inside.logits[:, : tok.vocab_size].float()
+def _next(logits: Tensor, ids: Sequence[int], tok: Tokenizer) -> list[dict[str, Any]]:
     top = _likeliest(logits, tok, TOP)
     spread = _rounded(entropy(logits))
     log_p = logits.log_softmax(-1)[:-1]
-    of_next = log_p.gather(1, tokens[1:, None])
+    of_next = log_p.gather(1, torch.tensor(ids[1:], dtype=torch.int64, device=logits.device)[:, None])
     losses: list[float | None] = [*_rounded(-of_next[:, 0]), None]
     ranks: list[int | None] = [*((log_p > of_next).sum(1) + 1).tolist(), None]
     return [

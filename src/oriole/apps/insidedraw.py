@@ -12,7 +12,18 @@ from statistics import fmean
 
 from oriole.apps.charts import attribute, linear_ticks
 
-__all__ = ["alone", "attention_cells", "attention_map", "grid", "layers_chart", "plane", "sign", "strip", "width"]
+__all__ = [
+    "alone",
+    "attention_cells",
+    "attention_map",
+    "expert_map",
+    "grid",
+    "layers_chart",
+    "plane",
+    "sign",
+    "strip",
+    "width",
+]
 
 LEVELS = 12
 """Shades of a weight."""
@@ -32,6 +43,7 @@ fill:var(--ink)}
 .box{fill:var(--c);fill-opacity:.14;stroke:var(--c);stroke-opacity:.55}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .chance{fill:var(--c0)}
+.share{fill:var(--c1)}.even{stroke:var(--quiet);stroke-dasharray:2 2;fill:none}.pick{fill:none}
 """
 
 _LIGHT = (
@@ -128,7 +140,7 @@ def attention_map(
 ) -> str:
     """One head: queries below one another, the keys they look at beside one another, both with their tokens."""
     columns = columns or labels
-    cell = min(18, max(10, 600 // len(columns)))
+    cell = min(22, max(10, 600 // len(columns)))
     size = min(13.0, 0.78 * cell)
     left, top = (max(width(_cut(label, 90)) for label in side) * size / 13 + 14 for side in (labels, columns))
     wide, high = cell * len(columns), cell * len(rows)
@@ -142,12 +154,54 @@ def attention_map(
             f'<text class="end" style="font-size:{size:.1f}px" x="{left - 6:.0f}" y="{y:.1f}">'
             f"{attribute(_cut(label, 90))}</text>"
         )
-    for n, label in enumerate(columns):
-        x = left + cell * (n + 0.5) + 0.35 * size
+    body += _upright(columns, left, top, cell, size)
+    return _svg(left + wide + 8, top + high + 8, "".join(body), said)
+
+
+def _upright(columns: Sequence[str], left: float, top: float, cell: float, size: float) -> list[str]:
+    """Names of columns, read from below."""
+    return [
+        f'<text style="font-size:{size:.1f}px" transform="translate({left + cell * (n + 0.5) + 0.35 * size:.1f} '
+        f'{top - 6:.0f}) rotate(-90)">{attribute(_cut(label, 90))}</text>'
+        for n, label in enumerate(columns)
+    ]
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+def expert_map(
+    chosen: Sequence[Sequence[tuple[int, float]]], shares: Sequence[float], columns: Sequence[str], said: str
+) -> str:
+    """Experts below one another, each with its share of the tokens, and the tokens beside one another: a cell is the
+    weight that an expert has for a token. The mark on a bar is where it would end if all were used alike."""
+    cell = min(22, max(10, 900 // len(columns)))
+    size, line = min(13.0, 0.78 * cell), 20 if len(shares) <= 16 else 14
+    bars, long, left = 32.0, 64.0, 142.0
+    top = max(width(_cut(label, 90)) for label in columns) * size / 13 + 14
+    wide, high = cell * len(columns), line * len(shares)
+    weights = [[0.0] * len(columns) for _ in shares]
+    for t, pairs in enumerate(chosen):
+        for expert, weight in pairs:
+            weights[expert][t] = weight
+    most = max(shares)
+    even = bars + long * len(chosen[0]) / len(shares) / most
+    body = [f'<rect class="frame" x="{left:.0f}" y="{top:.0f}" width="{wide}" height="{high}"/>']
+    body += [f'<path class="rule" d="M{left:.0f} {top + line * n:.1f}h{wide}"/>' for n in range(1, len(shares))]
+    body.append(
+        f'<g transform="translate({left:.0f} {top:.0f}) scale({cell} {line})">{attention_cells(weights)}</g>'
+        f'<rect class="pick" x="{left:.0f}" y="{top:.1f}" width="{wide}" height="{line}" data-top="{top:.1f}" '
+        f'data-row="{line}"/>'
+    )
+    for n, share in enumerate(shares):
+        y = top + line * (n + 0.5)
         body.append(
-            f'<text style="font-size:{size:.1f}px" transform="translate({x:.1f} {top - 6:.0f}) rotate(-90)">'
-            f"{attribute(_cut(label, 90))}</text>"
+            f'<text class="end" x="{bars - 9:.0f}" y="{y + 4.5:.1f}">{n + 1}</text>'
+            f'<rect class="share" x="{bars:.0f}" y="{y - 4:.1f}" width="{long * share / most:.1f}" height="8" rx="2"/>'
+            f'<text class="quiet end" x="{left - 8:.0f}" y="{y + 4:.1f}">{100 * share:.0f} %</text>'
         )
+    body.append(f'<path class="even" d="M{even:.1f} {top - 2:.1f}v{high + 4}"/>')
+    body += _upright(columns, left, top, cell, size)
     return _svg(left + wide + 8, top + high + 8, "".join(body), said)
 
 
@@ -226,7 +280,7 @@ def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, fl
 
 def layers_chart(curves: Mapping[str, Sequence[tuple[float, float]]], unit: str, across: str = "layer") -> str:
     """Curves of (layer, value) from zero, each with its name at its end."""
-    wide, high, left, right, rim = 640.0, 260.0, 46.0, 120.0, 24.0
+    wide, high, left, right, rim = 640.0, 260.0, 46.0, 160.0, 24.0
     most = max((y for curve in curves.values() for _, y in curve), default=1.0) * 1.05 or 1.0
     last = max(x for curve in curves.values() for x, _ in curve) or 1.0
 
@@ -243,7 +297,7 @@ def layers_chart(curves: Mapping[str, Sequence[tuple[float, float]]], unit: str,
         body.append(f'<text class="quiet mid" x="{x:.1f}" y="{high - 6:.0f}">{tick}</text>')
     body.append(f'<text class="quiet" x="{wide - right + 10:.0f}" y="{high - 6:.0f}">{attribute(across)}</text>')
     body.append(f'<text class="quiet" x="{left:.0f}" y="13">{attribute(unit)}</text>')
-    ends = _apart([place(*curve[-1])[1] for curve in curves.values()], 16)
+    ends = _apart([place(*curve[-1])[1] for curve in curves.values()], 20)
     for n, ((name, curve), end) in enumerate(zip(curves.items(), ends, strict=True)):
         d = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*p) for p in curve))
         body.append(f'<g class="c{n % 6}"><path class="curve" d="M{d}"/>')

@@ -1,11 +1,9 @@
 """What goes on inside a model (`apps.inside`) as a page of HTML that needs nothing else and opens without a network.
 
-A section stands there when the model has the thing. The only script, which chooses a head and a token, is known to the
-page's policy by its hash; whatever comes from the text or the tokenizer is escaped.
+A section stands there when the model has the thing. The only script, which chooses a head, an expert and a token
+(`insidemaps`), is known to the page's policy by its hash; whatever comes from the text or the tokenizer is escaped.
 """
 
-import json
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +11,9 @@ from typing import Any
 
 from oriole.apps import insidedraw as draw
 from oriole.apps.charts import visible
-from oriole.apps.insidetext import figures
+from oriole.apps.insidemaps import about, chip, labels
+from oriole.apps.insidemaps import sections as maps
+from oriole.apps.insidetext import figures, size
 from oriole.apps.reportpage import frame
 from oriole.errors import raise_for_os_error
 from oriole.log import human
@@ -41,16 +41,17 @@ def page(made: Mapping[str, Any]) -> str:
     sections = [
         ("tokens", "Tokens", _tokens(made)),
         ("embeddings", "Embeddings", _embeddings(made)),
-        ("attention", "Attention", _attention(made)),
-        ("stream", "Residual stream", _stream(made)),
+        *maps(made),
+        ("stream", "Residual stream", _streams(made)),
         ("lens", "Logit lens", _lens(made)),
         ("steps", "Reasoning steps", _steps(made)),
         ("next", "What comes next", _next(made)),
     ]
     whose, losses, spread = figures(made)
+    tokens, layers = size(made)
     lead = [
-        (f"{len(made['tokens']):,}", "tokens"),
-        (f"{made['layers']} × {made['heads']}", "layers × heads"),
+        (tokens, "tokens"),
+        (f"{layers} × {made['heads']}", "layers × heads"),
         *([(f"{fmean(losses):.2f}", f"loss{whose}, nats a token")] if losses else []),
         (f"{fmean(spread):.2f}", f"entropy{whose}, nats"),
         (human(made["parameters"]), "parameters"),
@@ -71,50 +72,47 @@ def _name(folder: Path) -> str:
     return "/".join(parts[-3:-1] if parts[-1:] == ["model"] and len(parts) > 2 else parts[-1:])
 
 
-def _about(words: str) -> str:
-    return f'<p class="about">{words}</p>'
-
-
-def _labels(made: Mapping[str, Any]) -> list[str]:
-    return [token["text"] for token in made["tokens"]]
-
-
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _chip(token: Mapping[str, Any], own: bool, inner: str = "", more: str = "") -> str:
-    style = f"tok c{draw.KINDS[token['kind']]}{' own' * own}"
-    return f'<span class="{style}"{more}>{visible(draw.sign(token["text"]))}{inner}</span>'
-
-
 def _tokens(made: Mapping[str, Any]) -> str:
-    tokens, written = made["tokens"], made["written"]
+    source, written = made["source"], made["written"]
+    sides = [made] if source is None else [source, made]
+    tokens = [token for side in sides for token in side["tokens"]]
+    kinds = [kind for kind in KINDS if any(token["kind"] == kind for token in tokens)]
+    legend = "".join(f'<span><i class="c{draw.KINDS[kind]}"></i>{KINDS[kind]}</span>' for kind in kinds)
+    if written < len(made["tokens"]):
+        legend += '<span><i class="c4"></i>underlined: written by the model</span>'
+    split = (
+        " A dashed frame holds a character whose bytes (three for most Chinese ones) lie in several tokens."
+        if any(side["split"] for side in sides)
+        else ""
+    )
+    reads = "The text as the model reads it, each token with its id."
+    if source is None:
+        chips = _row(made, written)
+    else:
+        reads = "What the encoder reads and what the decoder writes behind its start mark, each token with its id."
+        chips = f"<h3>Source</h3>{_row(source)}<h3>Answer</h3>{_row(made, written)}"
+    return about(f"{reads}{split} ␣ is a blank, ⏎ a line break.") + f'<div class="kinds">{legend}</div>{chips}'
+
+
+def _row(side: Mapping[str, Any], written: int | None = None) -> str:
+    """The tokens of a side with their ids; the model wrote those from `written` on."""
     chips = [
-        _chip(
-            token, n >= written, f"<small>{token['id']}</small>", f' title="{n + 1}: bytes {token["bytes"] or "none"}"'
+        chip(
+            token, written is not None and n >= written, f"<small>{token['id']}</small>",
+            f' title="{n + 1}: bytes {token["bytes"] or "none"}"',
         )
-        for n, token in enumerate(tokens)
-    ]
+        for n, token in enumerate(side["tokens"])
+    ]  # fmt: skip
     out, at = [], 0
-    for chars, first, last in _joined(made["split"]):
+    for chars, first, last in _joined(side["split"]):
         out += chips[at:first]
         inner = "".join(chips[first : last + 1])
         out.append(f'<span class="shared"><b>{visible(chars)}</b><span class="in">{inner}</span></span>')
         at = last + 1
-    out += chips[at:]
-    kinds = [kind for kind in KINDS if any(token["kind"] == kind for token in tokens)]
-    legend = "".join(f'<span><i class="c{draw.KINDS[kind]}"></i>{KINDS[kind]}</span>' for kind in kinds)
-    if written < len(tokens):
-        legend += '<span><i class="c4"></i>underlined: written by the model</span>'
-    split = (
-        " A dashed frame holds a character whose bytes (three for most Chinese ones) lie in several tokens."
-        if made["split"]
-        else ""
-    )
-    return (
-        _about(f"The text as the model reads it, each token with its id.{split} ␣ is a blank, ⏎ a line break.")
-        + f'<div class="kinds">{legend}</div><div class="chips">{"".join(out)}</div>'
-    )
+    return f'<div class="chips">{"".join([*out, *chips[at:]])}</div>'
 
 
 def _joined(split: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
@@ -132,7 +130,7 @@ def _joined(split: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
 
 
 def _embeddings(made: Mapping[str, Any]) -> str:
-    table, tokens = made["embedding"], made["tokens"]
+    table, tokens = made["embedding"], [*(made["source"] or {"tokens": []})["tokens"], *made["tokens"]]
     first = {token["id"]: n for n, token in reversed(list(enumerate(tokens)))}
     most = max(table["norms"]) or 1.0
     rows = []
@@ -153,14 +151,14 @@ def _embeddings(made: Mapping[str, Any]) -> str:
         shown = [by_id[i] for i in plane["ids"]]
         share = " and ".join(f"{100 * s:.0f} %" for s in plane["shares"])
         svg = draw.plane(plane["points"], [t["text"] for t in shown], [t["kind"] for t in shown], "embeddings, by PCA")
-        picture = f'<div class="pic fit">{svg}</div>' + _about(
+        picture = f'<div class="pic fit">{svg}</div>' + about(
             f"The text's tokens by the two directions in which their embeddings differ most (PCA; {share} of their "
             "variance): two numbers in place of hundreds, so what lies far apart is far apart, but what lies close "
             "together need not be close."
         )
     heads = "".join(f"<th>{word}</th>" for word in ("token", "norm", "nearest by cosine"))
     return (
-        _about(
+        about(
             "Each id is a row of the embedding table. Its length, and the rows of the whole vocabulary that point the "
             f"same way (cosine beside them); the mean length in the vocabulary is {table['mean_norm']:.2f}."
         )
@@ -170,71 +168,51 @@ def _embeddings(made: Mapping[str, Any]) -> str:
     )
 
 
-# --- attention -------------------------------------------------------------------------------------------------------
-
-
-def _attention(made: Mapping[str, Any]) -> str:
-    layers, labels = made["attention"], _labels(made)
-    size = len(labels)
-    lines = []
-    for n, layer in enumerate(layers):
-        buttons = "".join(
-            f'<button aria-label="layer {n + 1}, head {h + 1}" aria-pressed="{"true" if n == h == 0 else "false"}">'
-            f'<svg viewBox="0 0 {size} {size}">{draw.attention_cells(head)}</svg></button>'
-            for h, head in enumerate(layer)
-        )
-        lines.append(f'<div class="line"><span>layer {n + 1}</span>{buttons}</div>')
-    maps = [
-        b64encode(bytes(round(255 * w) for row in head for w in row)).decode() for layer in layers for head in layer
-    ]
-    chips = "".join(
-        _chip(token, n >= made["written"], "", ' role="button" tabindex="0"') for n, token in enumerate(made["tokens"])
-    )
-    large = draw.attention_map(layers[0][0], labels, "attention weights of the chosen head")
-    return (
-        _about(
-            "Each token asks, and takes from itself and the tokens before it in proportion to these weights, which sum "
-            "to 1 in a row. The stronger the colour, the more. A full first column is where a head rests that finds "
-            "nothing. Choose a head, then a token."
-        )
-        + f'<div class="look"><div class="heads" style="--heads:{made["heads"]}">{"".join(lines)}</div>'
-        f'<div><h3 id="head">layer 1, head 1</h3><div class="chips">{chips}</div>'
-        f'<p class="said" id="said"></p><div class="pic">{large}</div></div></div>'
-        + _about("Rows ask, columns are looked at. Weights are computed in fp32 from the layer's queries and keys.")
-        + f'<script type="application/json" id="weights">{json.dumps({"maps": maps})}</script>'
-    )
-
-
 # --- depths ----------------------------------------------------------------------------------------------------------
 
 
-def stream_curves(made: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+def stream_curves(side: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """Mean norms over the positions behind the first, where they are often of another size, by layer."""
-    after = slice(1, None) if len(made["tokens"]) > 1 else slice(None)
+    after = slice(1, None) if len(side["tokens"]) > 1 else slice(None)
+
+    def curve(rows: Sequence[Sequence[float]], first: int) -> list[tuple[float, float]]:
+        return [(n, fmean(row[after])) for n, row in enumerate(rows, first)]
+
+    across = side.get("crossed")
     return {
-        "the stream": [(n, fmean(row[after])) for n, row in enumerate(made["residual"])],
-        "attention adds": [(n + 1, fmean(row[after])) for n, row in enumerate(made["attended"])],
-        "the MLP adds": [(n + 1, fmean(row[after])) for n, row in enumerate(made["transformed"])],
+        "the stream": curve(side["residual"], 0),
+        "attention adds": curve(side["attended"], 1),
+        **({"cross-attention": curve(across, 1)} if across else {}),
+        "the MLP adds": curve(side["transformed"], 1),
     }
 
 
-def _stream(made: Mapping[str, Any]) -> str:
-    most = max(max(row) for row in made["residual"]) or 1.0
+def _streams(made: Mapping[str, Any]) -> str:
+    source = made["source"]
+    what = "attention and MLP" if source is None else "attention, cross-attention and MLP"
+    after = "adds to it" if made["norm_at"] == "pre" else "adds to it; a norm behind each sum scales it anew"
+    words = about(
+        f"Every layer reads this vector and {after}. Its length after each layer (0: the embedding), and how much "
+        f"{what} add, as means over all tokens but the first."
+    )
+    if source is None:
+        return words + _stream(made)
+    return f"{words}<h3>Encoder</h3>{_stream(source)}<h3>Decoder</h3>{_stream(made)}"
+
+
+def _stream(side: Mapping[str, Any]) -> str:
+    most = max(max(row) for row in side["residual"]) or 1.0
     rows = [
         [
             (f"{v:.1f}", v / most, f"{draw.sign(token['text'])}: {v:.2f}")
-            for v, token in zip(row, made["tokens"], strict=True)
+            for v, token in zip(row, side["tokens"], strict=True)
         ]
-        for row in reversed(made["residual"])
+        for row in reversed(side["residual"])
     ]
     return (
-        _about(
-            "Every layer reads this vector and adds to it. Its length after each layer (0: the embedding), and how "
-            "much attention and MLP add, as means over all tokens but the first."
-        )
-        + f'<div class="pic fit">{draw.layers_chart(stream_curves(made), "Euclidean norm")}</div>'
-        + "<h3>Token by token</h3>"
-        + f'<div class="pic">{draw.grid(rows, depths(made), _labels(made), "norms by layer")}</div>'
+        f'<div class="pic fit curves">{draw.layers_chart(stream_curves(side), "Euclidean norm")}</div>'
+        "<h3>Token by token</h3>"
+        f'<div class="pic">{draw.grid(rows, depths(side), labels(side), "norms by layer")}</div>'
     )
 
 
@@ -256,14 +234,16 @@ def lens_cells(depths: Iterable[Sequence[Any]]) -> list[list[tuple[str, float, s
 
 def _lens(made: Mapping[str, Any]) -> str:
     svg = draw.grid(
-        lens_cells(reversed(made["lens"])), depths(made), _labels(made), "the likeliest next token at each depth"
+        lens_cells(reversed(made["lens"])), depths(made), labels(made), "the likeliest next token at each depth"
     )
     # Behind the blocks a latent block, where there is one, goes on: the steps below are its predictions.
     last = "" if made["steps"] else "; the uppermost row is the model's own prediction"
+    whose = "the decoder" if made["source"] else "the model"
+    reader = "its final norm and head" if made["norm_at"] == "pre" else "its head"
     return (
-        _about(
-            "What the model would say next if it stopped at a layer: its final norm and head, put on the stream of "
-            f"every depth. A stronger colour is more certain{last}. A pointer on a cell shows the runners-up."
+        about(
+            f"What {whose} would say next if it stopped at a layer: {reader}, put on the stream of every depth. A "
+            f"stronger colour is more certain{last}. A pointer on a cell shows the runners-up."
         )
         + f'<div class="pic">{svg}</div>'
     )
@@ -283,16 +263,16 @@ def _steps(made: Mapping[str, Any]) -> str:
         for row in (step["confidence"] for step in reversed(steps))
     ]
     said = draw.grid(
-        lens_cells(step["lens"] for step in reversed(steps)), names, _labels(made), "what each iteration says"
+        lens_cells(step["lens"] for step in reversed(steps)), names, labels(made), "what each iteration says"
     )
     return (
-        _about(
+        about(
             "Behind the last layer a latent block is applied again and again before anything is said. What each "
             "iteration would say next; the uppermost row is the model's prediction."
         )
         + f'<div class="pic">{said}</div>'
-        + _about("How sure its confidence head is that this is right. In use a token goes no further once it is sure.")
-        + f'<div class="pic">{draw.grid(sure, names, _labels(made), "confidence of each iteration")}</div>'
+        + about("How sure its confidence head is that this is right. In use a token goes no further once it is sure.")
+        + f'<div class="pic">{draw.grid(sure, names, labels(made), "confidence of each iteration")}</div>'
     )
 
 
@@ -300,7 +280,8 @@ def _steps(made: Mapping[str, Any]) -> str:
 
 
 def _next(made: Mapping[str, Any]) -> str:
-    tokens = made["tokens"]
+    tokens, written = made["tokens"], made["written"]
+    shown = written if written < len(tokens) else len(tokens)  # the place whose ten likeliest lie open, from 1
     most = max(n["entropy"] for n in made["next"]) or 1.0
     heads = "".join(f"<span>{word}</span>" for word in ("", "after", "comes, with a loss of", "entropy", "likeliest"))
     out = [f'<div class="posh">{heads}</div>']
@@ -317,8 +298,8 @@ def _next(made: Mapping[str, Any]) -> str:
             for word, p in what["top"]
         )
         entropy = f'<i style="width:{90 * what["entropy"] / most:.0f}px"></i><small>{what["entropy"]:.2f}</small>'
-        opened = " open" if n + 1 == len(tokens) else ""
-        own = " own" if n >= made["written"] else ""
+        opened = " open" if n + 1 == shown else ""
+        own = " own" if n >= written else ""
         out.append(
             f'<details class="pos{own}"{opened}><summary><span class="n">{n + 1}</span>'
             f"<span>{visible(draw.sign(token['text']))}</span>"
@@ -326,7 +307,7 @@ def _next(made: Mapping[str, Any]) -> str:
             f'<span class="three">{three}</span></summary>'
             f'<div class="inside bars">{bars}</div></details>'
         )
-    return _about(
+    return about(
         "After each token the model gives every id of the vocabulary a probability. The loss is −ln of the one that "
         "does come (nats); the entropy says over how many the model is in doubt: e to its power. Open a row for the "
         "ten likeliest."

@@ -351,7 +351,8 @@ def inspect(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """What a model does with a text: tokens, embeddings, attention, what every layer would say, what comes next."""
+    """What a model does with a text: tokens, embeddings, attention, experts, what every layer would say, what comes
+    next; of an encoder-decoder the text is the source, and what it answers is looked at beside it."""
     from rich.console import Console
 
     from oriole.apps.api import Oriole

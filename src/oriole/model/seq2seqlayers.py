@@ -56,6 +56,11 @@ class MultiHead(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
+    def queries(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Queries (B, H, T, hd) of states x (B, T, D), as they meet keys in `attend`; model.inside asks here, too."""
+        q = self.q_norm(self.q(x).view(*x.shape[:2], self.num_heads, self.head_dim))
+        return (q if rotary is None else rotate(q, *rotary)).transpose(1, 2)
+
     def keys_values(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, hd) of states x (B, S, D)."""
         k, v = self.kv(x).view(*x.shape[:2], 2 * self.num_heads, self.head_dim).chunk(2, dim=2)
@@ -73,9 +78,7 @@ class MultiHead(nn.Module):
         causal: bool,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D), having looked at keys and values (B, H, S, hd)."""
-        q = self.q_norm(self.q(x).view(*x.shape[:2], self.num_heads, self.head_dim))
-        q = (q if rotary is None else rotate(q, *rotary)).transpose(1, 2)
-        y = attend(q, *kv, mask, backend=backend, causal=causal)
+        y = attend(self.queries(x, rotary), *kv, mask, backend=backend, causal=causal)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
