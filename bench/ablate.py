@@ -42,7 +42,7 @@ from oriole.demo.corpus import write_corpus
 from oriole.errors import OrioleError
 from oriole.log import console
 from oriole.model.config import ModelConfig
-from oriole.model.deepconfig import flops_per_token, num_params
+from oriole.model.costs import flops_per_token, kv_cache_bytes, num_params
 from oriole.text.pack import PackConfig, pack
 from oriole.text.shards import Shards
 from oriole.text.tokenizer import Tokenizer
@@ -232,10 +232,8 @@ def _measured(identity: Line, chosen: dict[str, Any], work: Path, run: Path) -> 
         plain = _recipe(stage, {}, parts, identity, chosen, work, run)
         recipe = _recipe(stage, identity["changes"], parts, identity, chosen, work, run)
         shape, length = _shape(recipe, tokenizer), recipe.train.length
-        flops = flops_per_token(shape, recipe.deep, length)
-        steps = equal_steps(
-            _steps(stage, builtin, chosen), flops_per_token(_shape(plain, tokenizer), None, length), flops
-        )
+        flops = flops_per_token(shape, length, recipe.deep)
+        steps = equal_steps(_steps(stage, builtin, chosen), flops_per_token(_shape(plain, tokenizer), length), flops)
         step = recipe.train.batch_size * length
         table = recipe.model_dump(exclude_none=True)
         table["train"] |= {"tokens": steps * step}
@@ -255,7 +253,7 @@ def _measured(identity: Line, chosen: dict[str, Any], work: Path, run: Path) -> 
         "parameters": shape.num_params(),
         "trained_parameters": num_params(shape, recipe.deep),
         "peak_memory_bytes": memory,
-        "cache_bytes": shape.kv_cache_bytes(1, shape.context),
+        "cache_bytes": kv_cache_bytes(shape, 1, shape.context),
         "stages": stages,
     }
     if "acceptance" in first:

@@ -15,6 +15,7 @@ from typing import Any
 from bench.record import RESULTS
 from oriole.log import duration, human
 from oriole.model.config import PRESETS, ModelConfig
+from oriole.model.costs import flops_per_token, kv_cache_bytes, training_memory
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"en": ROOT / "docs" / "presets.md", "zh": ROOT / "docs" / "presets.zh.md"}
@@ -85,11 +86,11 @@ def _size(name: str, shape: ModelConfig) -> list[str]:
         f"`{name}`",
         human(parameters),
         f"{shape.context:,}",
-        f"{shape.flops_per_token(shape.context) / 1e9:.2g}",
-        _bytes(sum(shape.training_memory(BATCH, LENGTH).values())),
+        f"{flops_per_token(shape, shape.context) / 1e9:.2g}",
+        _bytes(sum(training_memory(shape, BATCH, LENGTH).values())),
         _bytes(2 * parameters),
         _bytes(4 * parameters),
-        _bytes(shape.kv_cache_bytes(1, shape.context)),
+        _bytes(kv_cache_bytes(shape, 1, shape.context)),
     ]
 
 

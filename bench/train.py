@@ -20,6 +20,7 @@ from rich.table import Table
 
 from bench.record import ratio, save, settings
 from oriole.model.config import ModelConfig, preset
+from oriole.model.costs import flops_per_token
 from oriole.model.lm import LM
 from oriole.train.batch import Batch
 from oriole.train.device import choose_device, choose_dtype
@@ -93,7 +94,7 @@ def measure(
             seconds[name].append(time.perf_counter() - start)
 
     peak = peak_product(device, dtype)
-    flops = shape.flops_per_token(length)
+    flops = flops_per_token(shape, length)
     rate = batch * length / statistics.median(seconds["oriole"])
     result: dict[str, Any] = {
         "seconds": seconds,
@@ -214,7 +215,7 @@ def _products(
         w = torch.randn(outer, inner, device=device, dtype=dtype)
         g = torch.randn(rows, outer, device=device, dtype=dtype)
         seconds += count * sum(_best(a, b, device) for a, b in ((x, w.T), (g, w), (g.T, x)))
-    attention = rows * (shape.flops_per_token(length) - shape.flops_per_token(0))
+    attention = rows * (flops_per_token(shape, length) - flops_per_token(shape, 0))
     return seconds + attention / peak
 
 

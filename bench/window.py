@@ -14,6 +14,7 @@ from bench.record import save, settings
 from oriole.config import validate
 from oriole.infer.engine import PREFILL_TOKENS
 from oriole.model.config import ModelConfig
+from oriole.model.costs import kv_cache_bytes
 from oriole.model.lm import LM, Cache
 
 DEFAULTS = {
@@ -36,7 +37,7 @@ def main() -> None:
     for _, pattern, length in itertools.product(range(int(chosen["runs"])), patterns, lengths):
         samples.setdefault((pattern, length), []).append(_seconds(models[pattern], length, new))
     for (pattern, length), times in samples.items():
-        bytes_ = models[pattern].config.kv_cache_bytes(1, length + new, dtype.itemsize)
+        bytes_ = kv_cache_bytes(models[pattern].config, 1, length + new, dtype.itemsize)
         prefill, decode = ([pair[i] for pair in times] for i in (0, 1))
         cases.append(
             {
@@ -103,7 +104,7 @@ def _print(
             f"{length:,}",
             f"{min(t[0] for t in times):.2f}",
             f"{new / min(t[1] for t in times):,.1f}",
-            f"{models[pattern].config.kv_cache_bytes(1, length + new, width) / 1e6:,.2f}",
+            f"{kv_cache_bytes(models[pattern].config, 1, length + new, width) / 1e6:,.2f}",
         )
     Console().print(table)
 

@@ -11,7 +11,8 @@ import pytest
 from bench import ablate
 from bench.blocks import differences, student
 from oriole.model.config import preset
-from oriole.model.deepconfig import DeepConfig, flops_per_token
+from oriole.model.costs import flops_per_token
+from oriole.model.deepconfig import DeepConfig
 
 
 def test_students_t_is_the_tables() -> None:
@@ -21,9 +22,9 @@ def test_students_t_is_the_tables() -> None:
 
 def test_steps_pay_for_the_same_flops() -> None:
     shape = preset("demo")
-    plain = flops_per_token(shape, None, 256)
+    plain = flops_per_token(shape, 256)
     for deep in (DeepConfig(depths=(2, 4)), DeepConfig(tokens_ahead=2)):
-        flops = flops_per_token(shape, deep, 256)
+        flops = flops_per_token(shape, 256, deep)
         steps = ablate.equal_steps(244, plain, flops)
         assert steps < 244 and abs(steps * flops - 244 * plain) <= flops / 2
     assert ablate.equal_steps(244, plain, plain) == 244

@@ -11,8 +11,9 @@ from oriole.config import validate
 from oriole.errors import ConfigError
 from oriole.model import lora
 from oriole.model.config import LoraConfig, ModelConfig
+from oriole.model.costs import flops_per_token, num_params, training_memory
 from oriole.model.deep import Ahead
-from oriole.model.deepconfig import DeepConfig, flops_per_token, num_params, training_memory
+from oriole.model.deepconfig import DeepConfig
 from oriole.model.folder import load_model, save_model
 from oriole.model.lm import LM, Cache, Out
 
@@ -188,17 +189,15 @@ def test_flops_are_those_of_the_matrices_that_a_token_meets() -> None:
     heads = 4 * config.vocab_size * config.dim  # of the model, four times more
     attention = 2 * 6 * config.num_heads * config.head_dim * length
     wanted = 6 * (inner + heads) + attention
-    assert BOTH.flops_per_token(config, length) == pytest.approx(wanted)
-    assert flops_per_token(config, None, length) == config.flops_per_token(length)
+    assert flops_per_token(config, length, BOTH) - flops_per_token(config, length) == pytest.approx(wanted)
 
 
 def test_memory_grows_by_what_is_added() -> None:
     config = SHAPE
-    plain, more = (training_memory(config, deep, 4, 64, optimizer="muon") for deep in (None, BOTH))
-    assert plain == config.training_memory(4, 64, optimizer="muon")
+    plain, more = (training_memory(config, 4, 64, deep=deep, optimizer="muon") for deep in (None, BOTH))
     assert more.keys() == plain.keys()
     assert more["weights"] - plain["weights"] == 4 * BOTH.num_params(config)
-    one_depth = training_memory(config, DeepConfig(depths=(1,)), 4, 64, optimizer="muon")
+    one_depth = training_memory(config, 4, 64, deep=DeepConfig(depths=(1,)), optimizer="muon")
     assert one_depth["activations"] == plain["activations"] < more["activations"]
     assert plain["logits"] < one_depth["logits"] < more["logits"]
 
@@ -207,8 +206,9 @@ def test_the_last_word_of_the_pattern_is_the_modules() -> None:
     config = SHAPE.model_copy(update={"pattern": "GL", "window": 4})
     model = LM(config.model_copy(update={"num_layers": 2}))
     model.supervise(DeepConfig(tokens_ahead=2), seed=0)
-    windowed = DeepConfig(tokens_ahead=2).flops_per_token(model.config, 64)
-    assert windowed < DeepConfig(tokens_ahead=2).flops_per_token(config, 64)  # of three, the last sees everything
+    one = DeepConfig(tokens_ahead=2)
+    local, seeing = (flops_per_token(c, 64, one) - flops_per_token(c, 64) for c in (model.config, config))
+    assert local < seeing  # of three, the last sees everything
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------

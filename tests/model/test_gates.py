@@ -16,6 +16,7 @@ from oriole.errors import ModelError
 from oriole.model import gates
 from oriole.model.attention import document_mask
 from oriole.model.config import LoraConfig, ModelConfig
+from oriole.model.costs import flops_per_token, training_memory
 from oriole.model.folder import load_model, read_config, save_model, to_hf
 from oriole.model.layers import Block
 from oriole.model.lm import LM, Cache
@@ -189,7 +190,7 @@ def test_parameters_and_flops_are_those_of_the_tensors(pattern: str) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert model.config.num_params() == count
     more = count - shape(num_layers=3).num_params()
-    assert model.config.flops_per_token(64) - shape(num_layers=3).flops_per_token(64) == 6 * more
+    assert flops_per_token(model.config, 64) - flops_per_token(shape(num_layers=3), 64) == 6 * more
     attach(model, lora := LoraConfig(rank=2))
     assert lora.num_params(model.config) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -214,7 +215,7 @@ def test_what_autograd_keeps_of_an_option_is_in_the_estimate(letter: str) -> Non
         return sum(found.values())
 
     def estimated(pattern: str) -> int:
-        table = shape(pattern, num_layers=1, dim=64, head_dim=24).training_memory(4, 64, 4)
+        table = training_memory(shape(pattern, num_layers=1, dim=64, head_dim=24), 4, 64, 4)
         return table["activations"]
 
     measured = kept(f"G{letter}") - kept("G")

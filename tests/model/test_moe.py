@@ -13,6 +13,7 @@ from oriole.config import validate
 from oriole.errors import ConfigError, ModelError
 from oriole.model import lora
 from oriole.model.config import LoraConfig, ModelConfig
+from oriole.model.costs import flops_per_token, training_memory
 from oriole.model.folder import load_model, read_config, save_model
 from oriole.model.lm import LM, Cache
 from oriole.model.moe import MoE, balance_loss, mixture
@@ -216,8 +217,8 @@ def test_num_params_are_those_of_the_tensors_and_the_active_ones_those_of_a_toke
     assert c.num_params() == sum(p.numel() for p in model.parameters())
     idle = (c.moe.experts - c.moe.active) * 3 * c.dim * c.expert_dim
     assert c.num_params(active=True) == c.num_params() - idle
-    assert c.flops_per_token(64) == 6 * c.num_params(active=True) + 6 * 3 * 64 * 64
-    parts = c.training_memory(2, 64)
+    assert flops_per_token(c, 64) == 6 * c.num_params(active=True) + 6 * 3 * 64 * 64
+    parts = training_memory(c, 2, 64)
     assert parts["weights"] == 4 * c.num_params()
 
 

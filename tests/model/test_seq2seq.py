@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.errors import ConfigError, ModelError
+from oriole.model.costs import seq2seq_flops_per_token
 from oriole.model.seq2seq import START, Seq2Seq
 from oriole.model.seq2seqconfig import SEQ2SEQ_PRESETS, Seq2SeqConfig, seq2seq_shape
 from oriole.model.seq2seqlayers import distance_bucket, sinusoids
@@ -350,14 +351,8 @@ def test_flops_are_six_a_weight_and_position_plus_attention() -> None:
     config = Seq2SeqConfig.model_validate(SHAPE)
     weights = config.num_params()  # with targets as long as sources every weight meets one position
     attention = 12 * 32 * (2 * (10 / 2 + 10) + 2 * 10)
-    assert config.flops_per_token(10) == pytest.approx(6 * weights + attention)
-    assert config.flops_per_token(10, 20) > config.flops_per_token(10)
-
-
-def test_the_cache_takes_what_is_reckoned() -> None:
-    model = build()
-    cache = model.new_cache(3, 10)
-    assert sum(t.numel() * 4 for t in cache.tensors()) == model.config.kv_cache_bytes(3, 10, 4)
+    assert seq2seq_flops_per_token(config, 10, 10) == pytest.approx(6 * weights + attention)
+    assert seq2seq_flops_per_token(config, 10, 20) > seq2seq_flops_per_token(config, 10, 10)
 
 
 def _wrong(**more: Any) -> Callable[[], object]:

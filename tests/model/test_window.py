@@ -12,6 +12,7 @@ from oriole.model import attention
 from oriole.model.attention import Backend, Band, attend, document_mask, mask_for
 from oriole.model.blockmask import block_mask
 from oriole.model.config import ModelConfig, preset, query_block
+from oriole.model.costs import kv_cache_bytes, training_memory
 from oriole.model.lm import LM, Cache
 
 BACKENDS: list[Backend] = ["eager", "sdpa", "grouped"]
@@ -285,9 +286,9 @@ def test_rows_move_and_are_freed_beyond_the_window(make) -> None:  # type: ignor
 def test_the_cache_has_the_bytes_that_the_config_states(pattern: str, length: int) -> None:
     config = validate(ModelConfig, {"preset": "demo", "pattern": pattern, "window": 12}, "here")
     cache = Cache(config, 3, length, dtype=torch.bfloat16)
-    assert config.kv_cache_bytes(3, length) == sum(t.numel() * 2 for t in (*cache.keys, *cache.values))
+    assert kv_cache_bytes(config, 3, length) == sum(t.numel() * 2 for t in (*cache.keys, *cache.values))
     if pattern == "L":
-        assert config.kv_cache_bytes(3, 100) == config.kv_cache_bytes(3, 12) == config.kv_cache_bytes(3, 10_000)
+        assert kv_cache_bytes(config, 3, 100) == kv_cache_bytes(config, 3, 12) == kv_cache_bytes(config, 3, 10_000)
 
 
 def test_decoding_with_windows_alone_needs_no_more_memory_than_the_window(make) -> None:  # type: ignore[no-untyped-def]
@@ -353,7 +354,7 @@ def test_a_cache_shorter_than_the_window_is_an_error_when_full(make) -> None:  #
 def test_training_memory_counts_the_keys_that_a_window_leaves() -> None:
     plain = preset("demo")
     local = validate(ModelConfig, {"preset": "demo", "pattern": "L", "window": 64}, "here")
-    sizes = [c.training_memory(4, 512, whole_scores=True)["activations"] for c in (plain, local)]
+    sizes = [training_memory(c, 4, 512, whole_scores=True)["activations"] for c in (plain, local)]
     kept = [sum(n * m for n, m in blocks(512, w)) for w in (None, 64)]
     saved = 4 * plain.num_heads * 2 * plain.num_layers * (kept[0] - kept[1])
     assert math.isclose(sizes[0] - sizes[1], saved, rel_tol=0.12)

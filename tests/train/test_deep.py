@@ -19,7 +19,8 @@ from oriole.apps.prefer import PreferConfig
 from oriole.cli.prefer import model_for
 from oriole.errors import ConfigError
 from oriole.model.config import LoraConfig, preset
-from oriole.model.deepconfig import DeepConfig, flops_per_token
+from oriole.model.costs import flops_per_token
+from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
 from oriole.text.shards import Shards
 from oriole.train.accelerators import parse_cluster
@@ -157,7 +158,7 @@ def test_a_stage_is_resumed_to_the_bit_and_saved_without_what_was_added(data: Pa
     moments = load_file(made.folder / "checkpoints" / "step-20" / "optimizer.safetensors")
     assert {name.rpartition(".")[0] for name in moments} >= added
     (start,) = records(made, "start")
-    assert start["flops_per_token"] == flops_per_token(Oriole(made.folder).model.config, made.deep, 32)
+    assert start["flops_per_token"] == flops_per_token(Oriole(made.folder).model.config, 32, made.deep)
     for record in records(made, "eval"):
         assert record["acceptance"].keys() == record["bpb"].keys()
         assert all(0 <= share["2"] <= 1 for share in record["acceptance"].values())

@@ -9,6 +9,7 @@ import torch
 from toy_training import SHAPE, Counting, trainer
 
 from oriole.errors import ConfigError
+from oriole.model.costs import flops_per_token
 from oriole.train.accelerators import ACCELERATORS, find_accelerator, parse_cluster
 from oriole.train.batch import Batch, Packer
 from oriole.train.machine import Mfu, Peak, peak_flops
@@ -78,7 +79,7 @@ def test_mfu_is_the_share_of_all_devices_peak() -> None:
 
 
 def test_records_of_a_run_carry_mfu_and_its_formula(tmp_path: Path) -> None:
-    flops = SHAPE.flops_per_token(32)
+    flops = flops_per_token(SHAPE, 32)
     made = trainer(tmp_path, steps=8, more={"flops_per_token": flops})
     made.fit()
     (start,) = made.metrics.of("start")

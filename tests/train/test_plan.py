@@ -9,6 +9,7 @@ import pytest
 from oriole import cli
 from oriole.config import validate
 from oriole.model.config import preset
+from oriole.model.costs import flops_per_token, kv_cache_bytes
 from oriole.train.accelerators import parse_cluster
 from oriole.train.plan import plan_here, plan_there
 from oriole.train.probe import Probe
@@ -124,9 +125,9 @@ def test_time_and_cost_add_up() -> None:
     assert plan.seconds["saving"] == pytest.approx(10 * 0.25)
     assert plan.total_seconds == sum(plan.seconds.values())
     assert plan.cost == pytest.approx(2.0 * plan.total_seconds / 3600)
-    assert plan.flops == pytest.approx(SHAPE.flops_per_token(512) * steps * 8192)
+    assert plan.flops == pytest.approx(flops_per_token(SHAPE, 512) * steps * 8192)
     assert plan.tokens_per_second == pytest.approx(8192 / 4.5)
-    assert plan.mfu == pytest.approx(8192 / 4.5 * SHAPE.flops_per_token(512) / 1e12)
+    assert plan.mfu == pytest.approx(8192 / 4.5 * flops_per_token(SHAPE, 512) / 1e12)
 
 
 @pytest.mark.parametrize("peak", [2_000_000_000, 900_000_000, 300_000_000])
@@ -139,7 +140,7 @@ def test_questions_at_the_end_need_their_keys_and_values_on_a_cpu() -> None:
     plain = recipe()
     asking = plain.model_copy(update={"eval": plain.eval.model_copy(update={"questions": "eval.jsonl"})})
     more = here(asking, measured()).peak - here(plain, measured()).peak
-    assert more == SHAPE.kv_cache_bytes(32, SHAPE.context, 4)
+    assert more == kv_cache_bytes(SHAPE, 32, SHAPE.context, 4)
     card = measured(device_is_gpu=True, device="a card")
     assert here(asking, card).peak == here(plain, card).peak
 

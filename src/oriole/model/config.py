@@ -1,4 +1,4 @@
-"""The shape of a model, what it costs, and the presets. Imports no torch: a plan needs numbers only."""
+"""The shape of a model, and the presets. Imports no torch: what a model costs (model.costs) is numbers only."""
 
 import difflib
 import itertools
@@ -253,12 +253,23 @@ class ModelConfig(Config):
         return tuple(layer.window for layer in self.layers) + (None,) * (self.reasoning.layers if self.reasoning else 0)
 
     @property
+    def query_dim(self) -> int:
+        """Width of all query heads together (H hd)."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key heads together, and of all value heads (Hkv hd)."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
     def expert_dim(self) -> int:
         """Hidden width of one expert."""
         return self.moe.ffn_dim or self.ffn_dim // self.moe.active
 
     @property
-    def _expert_layers(self) -> int:
+    def expert_layers(self) -> int:
+        """Layers with experts."""
         return sum(layer.experts for layer in self.layers)
 
     @property
@@ -266,7 +277,7 @@ class ModelConfig(Config):
         """The options by which the model is no Qwen3, by their names here; empty for the standard model."""
         out: dict[str, Any] = {}
         local = any(layer.window is not None for layer in self.layers)
-        experts = self._expert_layers > 0
+        experts = self.expert_layers > 0
         own = any(layer._replace(window=None, experts=False) != Layer() for layer in self.layers)
         # Qwen3 has sliding windows, Llama and Qwen3-MoE have none; nor has Llama experts.
         own = own or (local and (experts or not self.qk_norm)) or (experts and not self.qk_norm)
@@ -283,21 +294,27 @@ class ModelConfig(Config):
 
     def num_params(self, *, active: bool = False) -> int:
         """Parameters in all; a tied head counts once. `active`: without the experts that a token does not meet."""
-        heads = self.num_heads + 2 * self.num_kv_heads
-        attention = self.dim * heads * self.head_dim + self.num_heads * self.head_dim * self.dim
-        norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
-        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        dense = self.num_layers - self._expert_layers
-        mlps = dense * 3 * self.dim * self.ffn_dim + self._expert_layers * self._mixture_params(active)
+        mixtures = self.expert_layers
+        mlps = (self.num_layers - mixtures) * 3 * self.dim * self.ffn_dim + mixtures * self._mixture_params(active)
         added = sum(self._added_params(one) for one in self.layers)
-        layers = self.num_layers * (attention + norms) + mlps + added
-        return embeddings + layers + self.dim + self._reasoning_params()
+        layers = self.num_layers * (self.attention_params + self.dim) + mlps + added
+        return self.embedding_params + layers + self.dim + self._reasoning_params()
+
+    @property
+    def embedding_params(self) -> int:
+        """Parameters of embedding and head, which are one where they are tied."""
+        return self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+
+    @property
+    def attention_params(self) -> int:
+        """Parameters of one attention, its norms included."""
+        norms = self.dim + (2 * self.head_dim if self.qk_norm else 0)
+        return self.dim * 2 * (self.query_dim + self.kv_dim) + norms
 
     def _added_params(self, layer: Layer) -> int:
         """Parameters of a layer's gate, temperature and residual scales (model.gates)."""
-        heads = self.num_heads
-        gate = {"none": 0, "head": heads * self.dim, "channel": heads * self.head_dim * self.dim}
-        temperature = {"none": 0, "query": heads * self.dim, "length": heads}
+        gate = {"none": 0, "head": self.num_heads * self.dim, "channel": self.query_dim * self.dim}
+        temperature = {"none": 0, "query": self.num_heads * self.dim, "length": self.num_heads}
         residual = {"none": 0, "scale": 2 * self.dim, "zero": 2}
         return gate[layer.gate] + temperature[layer.temperature] + residual[layer.residual]
 
@@ -308,117 +325,13 @@ class ModelConfig(Config):
         router = moe.experts * (self.dim + (1 if moe.balance == "bias" else 0))
         return 3 * self.dim * used + router
 
-    def _attention_params(self) -> int:
-        """Parameters of one attention of a latent layer, its norms included."""
-        query, kv = self.num_heads * self.head_dim, 2 * self.num_kv_heads * self.head_dim
-        return self.dim * (2 * query + kv) + self.dim + (2 * self.head_dim if self.qk_norm else 0)
-
     def _reasoning_params(self) -> int:
         """Parameters of the latent block, the factor of its state, its step embedding and its confidence head."""
         r = self.reasoning
         if r is None:
             return 0
-        attention = self._attention_params()
-        layer = attention * (2 if r.cross else 1) + 3 * self.dim * self.ffn_dim + self.dim
+        layer = self.attention_params * (2 if r.cross else 1) + 3 * self.dim * self.ffn_dim + self.dim
         return r.layers * layer + (r.steps * self.dim if r.step_embedding else 0) + 2 * self.dim + 1
-
-    def flops_per_token(self, length: int, *, logits: bool = True) -> float:
-        """Training FLOPs per token at sequence length T: 6 (parameters without the input embedding) + 6 L H hd T.
-
-        A tied head counts once, as the head; of experts those count that a token goes through. The second term is
-        causal attention: 12 L D T for the full square (Chowdhery et al. 2022, appendix B), halved because only half of
-        it is computed; a layer with a window W < T computes W - W^2 / 2T keys a query instead of T / 2. Without
-        `logits`, as in a reward model, there is no head of that size. A latent block counts as often as it is applied,
-        its keys and values once, and the head, which reads every iteration, as often; what is done with a context
-        beside the tokens is not counted.
-        """
-        embeddings = self.vocab_size * self.dim
-        matrices = self.num_params(active=True)
-        matrices -= (0 if self.tie_embeddings else embeddings) + (0 if logits else embeddings)
-        windows = [min(length, layer.window or length) for layer in self.layers]
-        keys = sum(w - w * w / (2 * max(1, length)) for w in windows)
-        r = self.reasoning
-        if r is not None:
-            again = r.layers * (2 * self.dim * self.num_heads * self.head_dim + 3 * self.dim * self.ffn_dim)
-            matrices += (r.steps - 1) * (again + (embeddings if logits else 0))
-            matrices -= r.layers * (self._attention_params() if r.cross else 0)
-            keys += r.steps * r.layers * length / 2
-        return 6.0 * matrices + 12.0 * self.num_heads * self.head_dim * keys
-
-    def _added_activations(self, layer: Layer) -> int:
-        """Numbers a token that autograd keeps for a layer's options: what goes into the products that they add."""
-        query = self.num_heads * self.head_dim
-        gate = {"none": 0, "head": self.num_heads, "channel": query}
-        temperature = {"none": 0, "query": query, "length": query}
-        residual = {"none": 0, "scale": 2 * self.dim, "zero": 2 * self.dim}
-        return gate[layer.gate] + temperature[layer.temperature] + residual[layer.residual]
-
-    def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values for `batch` sequences of `length` tokens; an L layer keeps its window only."""
-        columns = sum(min(length, window or length) for window in self.windows)
-        return 2 * batch * columns * self.num_kv_heads * self.head_dim * bytes_per_value
-
-    def training_memory(
-        self,
-        batch: int,
-        length: int,
-        bytes_per_value: int = 2,
-        *,
-        optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw",
-        recompute: bool = False,
-        whole_scores: bool = False,
-        compiled: bool = True,
-    ) -> dict[str, int]:
-        """Estimated bytes of one training step by part; their sum is the highest use, without libraries and driver.
-
-        weights, gradients: fp32. optimizer: AdamW's two moments; Muon's one for the matrices, AdamW's for the rest;
-        Adafactor's rows and columns are next to nothing.
-        casts: the matrices in the arithmetic's width. activations: what autograd keeps of every block (two normed
-        inputs, q k v before and after the rotation, attention output, gate, up and their product) in that width, plus
-        the fp32 residual stream twice; with experts the mean block, whose MLP keeps k times gate, up, their product,
-        input and output; `whole_scores`: the attention's weights too, as the CPU's `grouped` backend
-        keeps them; `recompute` (activation checkpointing): one such block and the fp32 inputs of the others; without
-        torch.compile every small operation keeps its own inputs, which measured 2.8 times as much. logits:
-        the final states, their gradients, and a chunk of 1,024 rows of logits with what is made of them.
-        update: what Muon needs while it works, as far as it exceeds the activations, which are gone by then.
-        """
-        rows, b = batch * length, bytes_per_value
-        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        embeddings = self.vocab_size * self.dim
-        matrices = self.num_params() - embeddings * (1 if self.tie_embeddings else 2)
-        share = self._expert_layers / self.num_layers
-        mixture = self.moe.active * (3 * self.expert_dim + 2 * self.dim) + 3 * self.moe.shared_ffn_dim
-        mlp = int((1 - share) * 3 * self.ffn_dim + share * mixture)
-        block = rows * ((2 * self.dim + 3 * query + 3 * kv + mlp) * b + 2 * self.dim * 4)
-        block = block if compiled else int(2.8 * block)
-        if whole_scores:
-            met = 0.0  # keys that a query's block meets, summed over the layers
-            for layer in self.layers:
-                size = query_block(length, layer.window)
-                met += min((length + size) / 2, size + (layer.window or length))
-            block += int(rows * self.num_heads * met / self.num_layers * b)
-        applied = self.num_layers + (self.reasoning.layers * self.reasoning.steps if self.reasoning else 0)
-        blocks = block + (applied - 1) * rows * self.dim * 4 if recompute else applied * block
-        added = [rows * b * self._added_activations(layer) for layer in self.layers]
-        blocks += max(added) if recompute else sum(added)
-        logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
-        used = blocks + logits + (0 if b == 4 else b * matrices)
-        match optimizer:
-            case "adamw":
-                moments, working = 8 * self.num_params(), 0
-            case "adafactor":
-                moments, working = 0, 4 * embeddings
-            case "muon" | "normuon":
-                moments, working = 8 * self.num_params() - 4 * matrices, 10 * matrices
-        return {
-            "weights": 4 * self.num_params(),
-            "gradients": 4 * self.num_params(),
-            "optimizer": moments,
-            "casts": 0 if b == 4 else b * matrices,
-            "activations": blocks,
-            "logits": logits,
-            "update": max(0, working - used),
-        }
 
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -448,11 +361,10 @@ class LoraConfig(Config):
 
     def num_params(self, shape: ModelConfig) -> int:
         """Parameters of the adapters of a model of that shape."""
-        query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        dim, query, kv, ffn = shape.dim, shape.query_dim, shape.kv_dim, shape.ffn_dim
         sizes = {
-            "q_proj": shape.dim + query, "k_proj": shape.dim + kv, "v_proj": shape.dim + kv,
-            "o_proj": query + shape.dim, "gate_proj": shape.dim + shape.ffn_dim, "up_proj": shape.dim + shape.ffn_dim,
-            "down_proj": shape.ffn_dim + shape.dim,
+            "q_proj": dim + query, "k_proj": dim + kv, "v_proj": dim + kv, "o_proj": query + dim,
+            "gate_proj": dim + ffn, "up_proj": dim + ffn, "down_proj": ffn + dim,
         }  # fmt: skip
         return shape.num_layers * self.rank * sum(sizes[name] for name in self.targets)
 

@@ -86,12 +86,11 @@ def to_hf(model: LM) -> dict[str, Tensor]:
     `model.reasoning`.
     """
     c = model.config
-    heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
     out: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding.weight}
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         at = f"model.layers.{i}."
-        q, k, v = torch.split(block.attention.qkv.weight, heads)
+        q, k, v = torch.split(block.attention.qkv.weight, [c.query_dim, c.kv_dim, c.kv_dim])
         out[at + "input_layernorm.weight"] = block.attention_norm.weight
         out[at + "self_attn.q_proj.weight"] = q
         out[at + "self_attn.k_proj.weight"] = k

@@ -46,7 +46,7 @@ def gate_weight(config: ModelConfig, layer: Layer) -> nn.Parameter | None:
         case "head":
             return nn.Parameter(torch.zeros(config.num_heads, config.dim))
         case "channel":
-            return nn.Parameter(torch.zeros(config.num_heads * config.head_dim, config.dim))
+            return nn.Parameter(torch.zeros(config.query_dim, config.dim))
 
 
 def gated(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -38,9 +38,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: Layer) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        heads = config.num_heads + 2 * config.num_kv_heads
-        self.qkv = nn.Linear(config.dim, heads * config.head_dim, bias=False)
-        self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.qkv = nn.Linear(config.dim, config.query_dim + 2 * config.kv_dim, bias=False)
+        self.out = nn.Linear(config.query_dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.layer = layer

@@ -123,13 +123,12 @@ class LM(nn.Module):
         """Rows of the parts of every fused matrix, by parameter name: q, k, v and gate, up are one in memory, and so
         are all experts of a layer."""
         c = self.config
-        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         rows: dict[str, tuple[int, ...]] = {}
         plain = [f"deep.ahead.{k}.block" for k in range(0 if self.deep is None else len(self.deep.ahead))]
         mixtures = [f"blocks.{i}" for i, layer in enumerate(c.layers) if layer.experts]
         plain += [f"blocks.{i}" for i, layer in enumerate(c.layers) if not layer.experts]
         for block in (*plain, *mixtures):
-            rows[f"{block}.attention.qkv.weight"] = (q, kv, kv)
+            rows[f"{block}.attention.qkv.weight"] = (c.query_dim, c.kv_dim, c.kv_dim)
         for block in mixtures:
             rows[f"{block}.mlp.gate_up.weight"] = (c.expert_dim,) * (2 * c.moe.experts)
             rows[f"{block}.mlp.down.weight"] = (c.dim,) * c.moe.experts
@@ -138,7 +137,7 @@ class LM(nn.Module):
         if c.reasoning is not None:
             latent = [f"reasoning.layers.{i}" for i in range(c.reasoning.layers)]
             names = ("attention", "cross_attention") if c.reasoning.cross else ("attention",)
-            rows |= {f"{layer}.{name}.kv.weight": (kv, kv) for layer in latent for name in names}
+            rows |= {f"{layer}.{name}.kv.weight": (c.kv_dim, c.kv_dim) for layer in latent for name in names}
             plain += latent
         return rows | {f"{block}.mlp.gate_up.weight": (c.ffn_dim, c.ffn_dim) for block in plain}
 

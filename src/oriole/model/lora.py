@@ -92,7 +92,6 @@ def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
             "lora.targets=['q_proj','k_proj','v_proj','o_proj']"
         )
     c, generator = model.config, torch.Generator().manual_seed(seed)
-    head, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     model.requires_grad_(False)
     model.scalar_heads.requires_grad_(True)
     if model.deep is not None:
@@ -103,7 +102,7 @@ def attach(model: LM, config: LoraConfig, seed: int = 0) -> None:
 
     for block in _blocks(model):
         attention, mlp = block.attention, block.mlp
-        attention.qkv = adapted(attention.qkv, {"q_proj": head, "k_proj": kv, "v_proj": kv})
+        attention.qkv = adapted(attention.qkv, {"q_proj": c.query_dim, "k_proj": c.kv_dim, "v_proj": c.kv_dim})
         attention.out = adapted(attention.out, {"o_proj": c.dim})
         if isinstance(mlp, SwiGLU):
             mlp.gate_up = adapted(mlp.gate_up, {"gate_proj": c.ffn_dim, "up_proj": c.ffn_dim})

@@ -129,9 +129,9 @@ class _Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query = nn.Linear(config.dim, config.num_heads * config.head_dim, bias=False)
-        self.kv = nn.Linear(config.dim, 2 * config.num_kv_heads * config.head_dim, bias=False)
-        self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.query = nn.Linear(config.dim, config.query_dim, bias=False)
+        self.kv = nn.Linear(config.dim, 2 * config.kv_dim, bias=False)
+        self.out = nn.Linear(config.query_dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 

@@ -1,4 +1,4 @@
-"""The shape of an encoder-decoder and what it costs. Imports no torch: a recipe needs numbers only."""
+"""The shape of an encoder-decoder. Imports no torch: a recipe needs numbers only."""
 
 import difflib
 from typing import Any, Literal
@@ -87,90 +87,32 @@ class Seq2SeqConfig(Config):
         """Width of one head (hd)."""
         return self.dim // self.num_heads
 
-    # --- what it costs
-
-    def _attention(self) -> int:
-        return 4 * self.dim * self.dim + 4 * self.dim * self.biases + 2 * self.head_dim * self.qk_norm
-
-    def _mlp(self) -> int:
-        wide = 2 if self.activation == "swiglu" else 1
-        biases = (wide * self.ffn_dim + self.dim) * self.biases
-        return (wide + 1) * self.dim * self.ffn_dim + biases
-
-    def _norm(self) -> int:
-        return self.dim * (2 if self.norm == "layer" else 1)
-
-    def _stack(self, layers: int, attentions: int) -> int:
-        block = attentions * (self._attention() + self._norm()) + self._mlp() + self._norm()
-        ends = self._norm() * (self.norm_at == "pre") + self.buckets * self.num_heads * (self.positions == "relative")
-        return layers * block + ends
-
     def num_params(self) -> int:
         """Parameters in all; the shared embedding counts once."""
-        stacks = self._stack(self.encoder_layers, 1) + self._stack(self.decoder_layers, 2)
-        return self.vocab_size * self.dim + stacks
+        return self.embedding_params + self.encoder_params + self.decoder_params
 
-    def flops_per_token(self, length: int, source_length: int = 0, *, logits: bool = True) -> float:
-        """Training FLOPs of a target position in rows of `length`, beside sources of `source_length` (0: the same).
+    @property
+    def embedding_params(self) -> int:
+        """Parameters of the one embedding."""
+        return self.vocab_size * self.dim
 
-        6 FLOPs a weight and position, as in `ModelConfig.flops_per_token`: of the decoder and the head for the target,
-        of the encoder and of the keys and values of cross-attention for the source. Attention is 12 D a key and query,
-        half of it in the decoder's own.
-        """
-        source = source_length or length
-        encoder = self._stack(self.encoder_layers, 1) + 2 * self.decoder_layers * self.dim * self.dim
-        decoder = self._stack(self.decoder_layers, 2) - 2 * self.decoder_layers * self.dim * self.dim
-        head = self.vocab_size * self.dim if logits else 0
-        keys = self.decoder_layers * (length / 2 + source) + self.encoder_layers * source * source / length
-        return 6.0 * (decoder + head + encoder * source / length) + 12.0 * self.dim * keys
+    @property
+    def encoder_params(self) -> int:
+        """Parameters of the encoder's blocks, of its last norm and of its bias of distances."""
+        return self._stack(self.encoder_layers, 1)
 
-    def kv_cache_bytes(self, batch: int, length: int, bytes_per_value: int = 2) -> int:
-        """Bytes of the decoder's keys and values, its own and the source's, with room for `length` of each."""
-        return 2 * 2 * self.decoder_layers * batch * length * self.dim * bytes_per_value
+    @property
+    def decoder_params(self) -> int:
+        """The same of the decoder."""
+        return self._stack(self.decoder_layers, 2)
 
-    def training_memory(
-        self,
-        batch: int,
-        length: int,
-        bytes_per_value: int = 2,
-        *,
-        optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw",
-        recompute: bool = False,
-        whole_scores: bool = False,
-        compiled: bool = True,
-    ) -> dict[str, int]:
-        """Estimated bytes of a training step by part, as of `ModelConfig.training_memory`, with sources as long as the
-        targets."""
-        rows, b = batch * length, bytes_per_value
-        attentions = self.encoder_layers + 2 * self.decoder_layers
-        layers = self.encoder_layers + self.decoder_layers
-        scores = rows * self.num_heads * length * b if whole_scores or self.positions == "relative" else 0
-        attention = rows * (10 * self.dim * b + 4 * self.dim)
-        mlp = rows * ((self.dim + 3 * self.ffn_dim) * b + 4 * self.dim)
-        blocks = attentions * (attention + scores) + layers * mlp
-        blocks = blocks if compiled else int(2.8 * blocks)
-        if recompute:
-            blocks = blocks // layers + layers * rows * self.dim * 4
-        embeddings = self.vocab_size * self.dim
-        matrices = self.num_params() - embeddings
-        match optimizer:
-            case "adamw":
-                moments, working = 8 * self.num_params(), 0
-            case "adafactor":
-                moments, working = 0, 4 * embeddings
-            case "muon" | "normuon":
-                moments, working = 8 * self.num_params() - 4 * matrices, 10 * matrices
-        logits = min(rows, 1024) * self.vocab_size * 12 + embeddings * (4 + b) + rows * self.dim * 12
-        casts = 0 if b == 4 else b * matrices
-        return {
-            "weights": 4 * self.num_params(),
-            "gradients": 4 * self.num_params(),
-            "optimizer": moments,
-            "casts": casts,
-            "activations": blocks,
-            "logits": logits,
-            "update": max(0, working - blocks - logits - casts),
-        }
+    def _stack(self, layers: int, attentions: int) -> int:
+        attention = 4 * self.dim * self.dim + 4 * self.dim * self.biases + 2 * self.head_dim * self.qk_norm
+        wide = 2 if self.activation == "swiglu" else 1
+        mlp = (wide + 1) * self.dim * self.ffn_dim + (wide * self.ffn_dim + self.dim) * self.biases
+        norm = self.dim * (2 if self.norm == "layer" else 1)
+        ends = norm * (self.norm_at == "pre") + self.buckets * self.num_heads * (self.positions == "relative")
+        return layers * (attentions * (attention + norm) + mlp + norm) + ends
 
 
 _CLASSIC = {

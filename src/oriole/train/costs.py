@@ -5,15 +5,15 @@ figures in docs/plan.md, and tests/train/test_costs.py says how far each of thos
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from oriole.model.config import ModelConfig
-from oriole.model.deepconfig import DeepConfig, flops_per_token, num_params, training_memory
+from oriole.model.costs import OptimizerName, flops_per_token, num_params, training_memory
+from oriole.model.deepconfig import DeepConfig
 from oriole.train.accelerators import Cluster
 
 __all__ = ["Load", "StepCost", "Strategy", "device_memory", "model_utilisation", "step_cost"]
 
-OptimizerName = Literal["adamw", "muon", "normuon", "adafactor"]
 Strategy = Literal["one", "ddp", "fsdp"]
 """one GPU; DDP: every GPU holds everything and gradients are averaged; FSDP2: each holds a part of everything."""
 
@@ -64,7 +64,7 @@ class Load(NamedTuple):
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs."""
-        return flops_per_token(self.shape, self.deep, self.length)
+        return flops_per_token(self.shape, self.length, self.deep)
 
 
 class StepCost(NamedTuple):
@@ -116,9 +116,8 @@ def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
 
 def _matrices(shape: ModelConfig) -> list[tuple[int, int, int]]:
     """(smaller side, larger side, how many) of the matrices between embedding and head."""
-    d, layers = shape.dim, shape.num_layers
-    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    mixtures = sum(layer.experts for layer in shape.layers)
+    d, q, kv = shape.dim, shape.query_dim, shape.kv_dim
+    layers, mixtures = shape.num_layers, shape.expert_layers
     kinds = [(d, q, 2 * layers), (d, kv, 2 * layers), (d, shape.ffn_dim, 3 * (layers - mixtures))]
     if mixtures:
         kinds.append((d, shape.expert_dim, 3 * shape.moe.experts * mixtures))
@@ -164,13 +163,13 @@ def device_memory(load: Load, cluster: Cluster, strategy: Strategy) -> dict[str,
     """
     shape = load.shape
     width = 2 if load.half else 4
-    how: dict[str, Any] = {"optimizer": load.optimizer, "recompute": load.recompute}
-    parts = training_memory(shape, load.deep, load.rows, load.length, width, **how)
+    parts = training_memory(
+        shape, load.rows, load.length, width, load.deep, optimizer=load.optimizer, recompute=load.recompute
+    )
     if strategy == "fsdp":
-        embeddings = shape.vocab_size * shape.dim * (1 if shape.tie_embeddings else 2)
-        block = (shape.num_params() - embeddings) // shape.num_layers
+        block = (shape.num_params() - shape.embedding_params) // shape.num_layers
         sharded = ("weights", "optimizer", "update", *(("gradients",) if load.accumulate == 1 else ()))
         parts |= {name: math.ceil(parts[name] / cluster.gpus) for name in sharded}
-        parts["gathered"] = 2 * 4 * max(embeddings, block)
+        parts["gathered"] = 2 * 4 * max(shape.embedding_params, block)
     used = sum(parts.values())
     return parts | {"fragmentation": math.ceil((FRAGMENTATION - 1) * used), "context": int(CONTEXT_BYTES)}

@@ -8,13 +8,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from oriole.model.config import KEPT
-from oriole.model.deepconfig import training_memory
+from oriole.model.costs import OptimizerName, training_memory
 from oriole.model.lm import LM
 from oriole.model.seq2seq import Seq2Seq
 from oriole.train.batch import Batch
@@ -24,7 +24,7 @@ from oriole.train.smart import Decision
 __all__ = ["Memory", "MicroBatches", "free_memory", "memory_of", "rows_that_fit"]
 
 Memory = Callable[[int, int], dict[str, int]]
-"""Bytes of a step by part, "weights" among them, for rows and length; `ModelConfig.training_memory` is one."""
+"""Bytes of a step by part, "weights" among them, for rows and length; those of `model.costs.training_memory`."""
 
 MARGIN = 0.8
 """The share of the free memory that is planned with: the rest is for what an estimate forgets, and fragmentation."""
@@ -90,7 +90,7 @@ def rows_that_fit(memory: Memory, total: int, most: int, length: int, free: int)
 
 def memory_of(
     model: nn.Module,
-    optimizer: Literal["adamw", "muon", "normuon", "adafactor"],
+    optimizer: OptimizerName,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -103,16 +103,17 @@ def memory_of(
     share = trained / max(1, sum(p.numel() for p in model.parameters()))  # frozen weights have no gradients
 
     def memory(rows: int, length: int) -> dict[str, int]:
-        how: dict[str, Any] = {
-            "optimizer": optimizer,
-            "recompute": model.recompute,
-            "whole_scores": device.type == "cpu" and length <= KEPT,
-            "compiled": compiled,
-        }
-        if isinstance(model, Seq2Seq):
-            return model.config.training_memory(rows, length, dtype.itemsize, **how)
-        deep = None if model.deep is None else model.deep.table
-        parts = training_memory(model.config, deep, rows, length, dtype.itemsize, **how)
+        parts = training_memory(
+            model.config,
+            rows,
+            length,
+            dtype.itemsize,
+            model.deep.table if isinstance(model, LM) and model.deep is not None else None,
+            optimizer=optimizer,
+            recompute=model.recompute,
+            whole_scores=device.type == "cpu" and length <= KEPT,
+            compiled=compiled,
+        )
         return parts | {name: int(share * parts[name]) for name in ("gradients", "optimizer")}
 
     return memory

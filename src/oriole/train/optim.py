@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oriole.config import Config
 from oriole.errors import CheckpointError
+from oriole.model.costs import OptimizerName
 from oriole.train import schedules
 from oriole.train.clipping import NormWindow
 from oriole.train.groups import groups_of
@@ -23,7 +24,7 @@ from oriole.train.orthogonal import Method
 from oriole.train.parallel import as_rows_of, local, whole
 from oriole.train.schedules import Schedule, lr_at
 
-__all__ = ["Kind", "OptimConfig", "Optimizer"]
+__all__ = ["OptimConfig", "Optimizer"]
 
 BY_ROWS = ("exp_avg", "exp_avg_sq", "momentum")
 """State of which a process holds the rows that it holds of the parameter; it has the whole of all other."""
@@ -34,15 +35,13 @@ FUSED_SKIPS = ("cpu", "cuda")
 FIRST_LOSS_SCALE = 2.0**16
 LOSS_SCALE_GROWTH_STEPS = 2000
 
-Kind = Literal["adamw", "muon", "normuon", "adafactor"]
-
 Positive = Annotated[float, Field(gt=0)]
 
 
 class OptimConfig(Config):
     """The optimizer and its learning rate."""
 
-    kind: Kind = "adamw"
+    kind: OptimizerName = "adamw"
     """adamw (Loshchilov & Hutter 2019) or adafactor (Shazeer & Stern 2018) for everything; muon or normuon for the
     matrices, with adamw for embeddings, head and norms (muon.py)."""
     lr: float = Field(1e-3, gt=0)
@@ -265,7 +264,7 @@ def _inner(groups: list[dict[str, Any]], config: OptimConfig, *, fused: bool) ->
     return _AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def _state_shapes(given: Iterable[int], kind: Kind) -> dict[str, tuple[int, ...]]:
+def _state_shapes(given: Iterable[int], kind: OptimizerName) -> dict[str, tuple[int, ...]]:
     shape = tuple(given)
     if kind != "adafactor":
         return {"exp_avg": shape, "exp_avg_sq": shape}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from oriole.config import Config
 from oriole.model.config import KEPT, ModelConfig
-from oriole.model.deepconfig import flops_per_token, training_memory
+from oriole.model.costs import flops_per_token, kv_cache_bytes, training_memory
 from oriole.train.accelerators import Cluster
 from oriole.train.costs import (
     BEST_MFU,
@@ -138,15 +138,15 @@ def plan_here(
         "evaluating": counts.evaluations * evaluation,
         "saving": counts.checkpoints * probe.save_seconds,
     }
-    flops = flops_per_token(shape, recipe.deep, table.length)
+    flops = flops_per_token(shape, table.length, recipe.deep)
     rate = step_tokens / step
     cpu = not probe.device_is_gpu
     parts = training_memory(
         shape,
-        recipe.deep,
         table.batch_size,
         table.length,
         4 if probe.dtype == "float32" else 2,
+        recipe.deep,
         optimizer=recipe.train.optimizer,
         whole_scores=cpu and table.length <= KEPT,
         compiled=probe.compiled,
@@ -201,7 +201,7 @@ def _asking(recipe: Recipe, shape: ModelConfig, cpu: bool) -> dict[str, int]:
     GPU has freed the activations by then.)"""
     if not cpu or not recipe.eval.questions:
         return {}
-    return {"questions": shape.kv_cache_bytes(ASKED_AT_ONCE, shape.context, 4)}
+    return {"questions": kv_cache_bytes(shape, ASKED_AT_ONCE, shape.context, 4)}
 
 
 def _within(probe: "Probe", limit: int) -> bool:
@@ -248,7 +248,7 @@ def plan_there(
     memory = device_memory(load, cluster, strategy)
     cost = step_cost(load, cluster, strategy, network)
     counts = schedule_counts(recipe, steps)
-    flops = flops_per_token(shape, recipe.deep, table.length)
+    flops = flops_per_token(shape, table.length, recipe.deep)
     seconds = {
         "preparing": preparing_seconds(recipe, tokens, CORES),
         "training": steps * cost.total,
@@ -368,7 +368,7 @@ def _smaller(recipe: Recipe, rows: int, now: int | None = None) -> str:
 
 def _evaluation(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> float:
     """Seconds of one evaluation: a forward pass in fp32 at half of its peak, and 48 new tokens for the prompts."""
-    forward = shape.flops_per_token(recipe.train.length) / 3
+    forward = flops_per_token(shape, recipe.train.length) / 3
     scoring = measured_parts(recipe) * recipe.eval.tokens * forward / (0.5e12 * cluster.gpu.fp32)
     return scoring + 48 * (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
 
@@ -378,7 +378,7 @@ def _evaluation(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> float:
 
 def _saved(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of a checkpoint: weights and the optimizer's moments, fp32."""
-    parts = training_memory(shape, recipe.deep, 1, 1, optimizer=recipe.train.optimizer)
+    parts = training_memory(shape, 1, 1, deep=recipe.deep, optimizer=recipe.train.optimizer)
     return parts["weights"] + parts["optimizer"]
 
 

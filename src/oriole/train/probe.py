@@ -29,7 +29,7 @@ from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
 from oriole.log import Metrics
 from oriole.model.config import ModelConfig
-from oriole.model.deepconfig import flops_per_token, num_params, training_memory
+from oriole.model.costs import flops_per_token, num_params, training_memory
 from oriole.model.lm import LM
 from oriole.model.lora import attach
 from oriole.text.shards import Shards
@@ -334,7 +334,7 @@ def _rows(recipe: Recipe, shape: ModelConfig) -> int:
     device = choose_device(recipe.train.device)
     dtype, _ = choose_dtype(device, recipe.train.dtype)
     length, rows = recipe.train.length, recipe.train.batch_size
-    row_seconds = flops_per_token(shape, recipe.deep, length) * length / (USUAL_MFU * peak_flops(device, dtype).flops)
+    row_seconds = flops_per_token(shape, length, recipe.deep) * length / (USUAL_MFU * peak_flops(device, dtype).flops)
     return max(1, min(rows, int(LONGEST_S / row_seconds)))
 
 
@@ -352,7 +352,7 @@ def _refuse_impossible(trainer: Trainer, rows: int, length: int) -> None:
 
 
 def _more_memory(trainer: Trainer, rows: int, all_rows: int, length: int) -> int:
-    """Bytes that `all_rows` take beyond `rows`, as reckoned by `ModelConfig.training_memory`."""
+    """Bytes that `all_rows` take beyond `rows`, as reckoned by `model.costs.training_memory`."""
     memory = _memory(trainer)
     return 0 if memory is None else sum(memory(all_rows, length).values()) - sum(memory(rows, length).values())
 
@@ -393,7 +393,7 @@ def _update(trainer: Trainer) -> None:
 
 def _moments(recipe: Recipe, shape: ModelConfig) -> int:
     """Bytes of the optimizer's state."""
-    return training_memory(shape, recipe.deep, 1, 1, optimizer=recipe.train.optimizer)["optimizer"]
+    return training_memory(shape, 1, 1, deep=recipe.deep, optimizer=recipe.train.optimizer)["optimizer"]
 
 
 def _saving(folder: Path, size: int) -> float:

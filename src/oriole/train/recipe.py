@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from oriole.config import Config
 from oriole.model.config import LoraConfig, ModelConfig, preset
+from oriole.model.costs import OptimizerName
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.seq2seqconfig import Seq2SeqConfig, seq2seq_shape
 from oriole.train.scaling import settle
@@ -86,7 +87,7 @@ class TrainTable(Config):
     accumulate: int = Field(1, ge=1)
     """Micro-batches summed for one optimizer step; "auto": as many as bring a step to `train.batch_tokens` tokens, by
     default what suits `train.tokens` (scaling.py)."""
-    optimizer: Literal["adamw", "muon", "normuon", "adafactor"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """adamw or adafactor for everything; muon or normuon for the matrices between embedding and head, with adamw for
     the rest."""
     orthogonalise: Literal["polar-express", "newton-schulz"] = "polar-express"

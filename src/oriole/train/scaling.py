@@ -145,7 +145,7 @@ def settle(table: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
     train.pop("batch_tokens", None)
     batch = micro * _number({**defaults, **train}, "accumulate")
 
-    parameters = _inner_parameters(shape)
+    parameters = shape.num_params() - shape.embedding_params
     kind = full["optimizer"]
     if full["lr"] == "auto":
         adafactor = kind == "adafactor"
@@ -167,10 +167,6 @@ def settle(table: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]
         derived["train.weight_decay"] = f"{train['weight_decay']:g} ({rule})"
     table["train"] = train
     return table
-
-
-def _inner_parameters(shape: ModelConfig) -> float:
-    return shape.num_params() - shape.vocab_size * shape.dim * (1 if shape.tie_embeddings else 2)
 
 
 def _vocab_size(table: Mapping[str, Any]) -> int:

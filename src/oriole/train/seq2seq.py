@@ -14,6 +14,7 @@ from oriole.errors import ModelError
 from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
 from oriole.log import human, say
+from oriole.model.costs import seq2seq_flops_per_token
 from oriole.model.seq2seq import Seq2Seq
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.model.seq2seqfolder import load_seq2seq, save_seq2seq
@@ -94,7 +95,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
         validation={name: s.fingerprint for name, s in val.items()},
         have=", ".join(f"{name} {human(s.num_tokens)}" for name, s in train.items())
         + f"; sources of {source_length} tokens a row",
-        flops=model.config.flops_per_token(table.length, source_length),
+        flops=seq2seq_flops_per_token(model.config, table.length, source_length),
     )
 
 

@@ -20,7 +20,7 @@ from oriole.config import read_toml, to_toml, validate
 from oriole.errors import ConfigError
 from oriole.log import Metrics, Sink, human, say
 from oriole.model.config import ModelConfig
-from oriole.model.deepconfig import flops_per_token
+from oriole.model.costs import flops_per_token
 from oriole.model.lm import LM
 from oriole.text.tokenizer import Tokenizer
 from oriole.train import dist, distill, dpo, grpo, lmtask, lora, ppo, reference, reward, seq2seq, track
@@ -106,7 +106,7 @@ def _run(recipe: Recipe) -> dict[str, Any]:
 def _flops(recipe: Recipe, task: Task) -> float:
     assert isinstance(task.lm, LM), "stages of other models say what theirs take"
     rewards = "reward" in task.lm.scalar_heads
-    return flops_per_token(task.lm.config, recipe.deep, recipe.train.length, logits=not rewards)
+    return flops_per_token(task.lm.config, recipe.train.length, recipe.deep, logits=not rewards)
 
 
 def _task(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
