@@ -93,7 +93,7 @@ def test_a_further_token_is_predicted_as_the_paper_says(backend: str) -> None:
         columns = (DOCS[row] == number).nonzero().squeeze(-1)
         own = x[row, columns][None]
         length = own.shape[1]
-        cos, sin = model.cos[:length][None, :, None], model.sin[:length][None, :, None]
+        cos, sin = model.angles.cos[:length][None, :, None], model.angles.sin[:length][None, :, None]
         with torch.inference_mode():
             h = model.embedding(own)
             for block in model.blocks:

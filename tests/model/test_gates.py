@@ -66,7 +66,7 @@ def by_the_papers(model: LM) -> Tensor:
         x = block.attention_norm(h)
         rows = a.qkv(x).view(12, -1, c.head_dim)
         q, k, v = rows.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
-        turn = (model.cos.double()[POS[0]][:, None], model.sin.double()[POS[0]][:, None])
+        turn = (model.angles.cos.double()[POS[0]][:, None], model.angles.sin.double()[POS[0]][:, None])
         # The rotation works in fp32 by itself: that is the precision of this whole reference.
         q, k = (rotate(n(y)[None], *(t[None] for t in turn))[0] for n, y in ((a.q_norm, q), (a.k_norm, k)))
         y = torch.zeros(12, c.num_heads, c.head_dim, dtype=h.dtype)

@@ -57,19 +57,19 @@ def test_yarn_keeps_fast_pairs_interpolates_slow_ones_and_sharpens() -> None:
     assert (ratio.diff() >= 0).all()
     assert scale == pytest.approx(0.1 * math.log(4) + 1)
     model = LM(config.model_copy(update={"num_layers": 1, "vocab_size": 8}))
-    assert float(model.cos[0, 0]) == pytest.approx(scale)
+    assert float(model.angles.cos[0, 0]) == pytest.approx(scale)
 
 
 def test_linear_gives_every_fourth_place_the_old_angles() -> None:
     small = {"num_layers": 1, "vocab_size": 8}
     plain, linear = LM(scaled(**small)), LM(scaled(**small, rope_scaling="linear", rope_factor=4.0, context=2048))
-    torch.testing.assert_close(linear.cos[::4], plain.cos, atol=1e-6, rtol=0)
+    torch.testing.assert_close(linear.angles.cos[::4], plain.angles.cos, atol=1e-6, rtol=0)
 
 
 def test_the_tables_are_made_anew_when_a_model_moves() -> None:
     model = LM(scaled(num_layers=1, vocab_size=8, rope_scaling="yarn", rope_factor=2.0))
-    before = model.cos.clone()
-    assert torch.equal(model.to(torch.bfloat16).cos, before)
+    before = model.angles.cos.clone()
+    assert torch.equal(model.to(torch.bfloat16).angles.cos, before)
 
 
 @pytest.mark.parametrize(

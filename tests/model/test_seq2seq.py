@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from oriole.errors import ConfigError, ModelError
 from oriole.model.costs import seq2seq_flops_per_token
+from oriole.model.rope import frequencies, rope_table
 from oriole.model.seq2seq import START, Seq2Seq
 from oriole.model.seq2seqconfig import SEQ2SEQ_PRESETS, Seq2SeqConfig, seq2seq_shape
 from oriole.model.seq2seqlayers import distance_bucket, sinusoids
@@ -77,7 +78,8 @@ def test_the_classic_form_is_torch_nn_transformer_with_the_same_weights() -> Non
     model = build("classic")
     source, target = ids(9, 7)
     theirs = as_torch(model)
-    embed = lambda x: model.embedding(x) * math.sqrt(32) + sinusoids(32, 32)[: x.shape[1]]  # noqa: E731
+    table = sinusoids(*rope_table(frequencies(32, 10_000.0), 32))
+    embed = lambda x: model.embedding(x) * math.sqrt(32) + table[: x.shape[1]]  # noqa: E731
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     with torch.no_grad():
         expected = theirs(embed(source), embed(target), tgt_mask=causal)
@@ -195,7 +197,7 @@ def test_the_encoder_sees_both_directions_and_the_decoder_only_the_past() -> Non
 
 
 def test_sine_and_cosine_of_a_pair_have_one_frequency_and_moving_is_a_rotation() -> None:
-    table = sinusoids(50, 16)
+    table = sinusoids(*rope_table(frequencies(16, 10_000.0), 50))
     sine, cosine = table[:, 0::2], table[:, 1::2]
     torch.testing.assert_close(sine**2 + cosine**2, torch.ones_like(sine))
     frequency = 10_000.0 ** (-torch.arange(0, 16, 2) / 16)
@@ -212,7 +214,7 @@ def test_each_branch_has_a_norm_of_its_own() -> None:
 
 def test_positions_are_no_weights_and_stay_exact_when_the_model_is_cast() -> None:
     model = build("classic").to(torch.bfloat16)
-    assert "table" not in model.state_dict() and model.table.dtype == torch.float32
+    assert not any("angles" in name for name in model.state_dict()) and model.angles.cos.dtype == torch.float32
 
 
 # --- cached, batched, packed, padded ---------------------------------------------------------------------------------

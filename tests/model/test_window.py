@@ -298,7 +298,7 @@ def test_decoding_with_windows_alone_needs_no_more_memory_than_the_window(make) 
     expected = logits(model, x)
     cache = Cache(model.config, 1, 16)
     logits(model, x[:, :20], cache=cache)
-    model.cos, model.sin = model.cos[:128], model.sin[:128]
+    model.angles.cos, model.angles.sin = model.angles.cos[:128], model.angles.sin[:128]
     for place in range(20, 128):
         step = logits(model, x[:, place : place + 1], cache=cache)
         torch.testing.assert_close(step[0, 0], expected[0, place], atol=1e-4, rtol=1e-4)

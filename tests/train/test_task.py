@@ -74,12 +74,12 @@ def test_a_stage_makes_its_parents_context_longer(tmp_path: Path) -> None:
     run_stage(longer)
     model = load_model(longer.folder / "model")
     assert (model.config.context, model.config.rope_scaling, model.config.trained_context) == (128, "yarn", 64)
-    assert len(model.cos) == 128
+    assert len(model.angles.cos) == 128
     assert longer.lengthened(model.config) == model.config
     plain = load_model(tmp_path / "run" / "pretrain" / "model")
     assert (plain.config.dim, plain.config.context, plain.config.rope_scaling) == (32, 64, "none")
     plain.stretch("yarn", 2.0)
-    assert plain.config == model.config and plain.cos.equal(model.cos)
+    assert plain.config == model.config and plain.angles.cos.equal(model.angles.cos)
 
 
 def test_a_context_is_not_made_longer_while_answers_are_rewarded(tmp_path: Path) -> None:

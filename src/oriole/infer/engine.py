@@ -220,7 +220,6 @@ class Engine:
         width = max(map(len, prompts))
         tokens = torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=self._device)
         cache = self._cache.rows(first, len(self._running))
-        cache.lengths = [0] * len(prompts)
         if isinstance(self.model, Seq2Seq):
             out = self.model.prefill(tokens, lengths, cache)
         else:

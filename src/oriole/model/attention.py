@@ -15,8 +15,8 @@ from oriole.model.blockmask import block_mask
 from oriole.model.config import KEPT, query_block
 
 __all__ = [
-    "Backend", "Band", "Mask", "attend", "attention_weights", "document_bias", "document_mask", "mask_for", "pair_mask",
-    "pair_mask_for", "window_bias",
+    "Backend", "Band", "Mask", "attend", "attention_weights", "document_bias", "document_mask", "fastest", "mask_for",
+    "pair_mask", "pair_mask_for", "window_bias",
 ]  # fmt: skip
 
 
@@ -36,6 +36,17 @@ Backend = Literal["eager", "sdpa", "grouped", "flex"]
 """eager: the fp32 reference. sdpa: PyTorch's fused kernels. grouped: plain matrix products in the compute dtype,
 without repeating the key heads; on a CPU three times as fast as sdpa. flex: FlexAttention (Dong et al. 2024), which
 skips the blocks that no document fills; fast only when compiled for a GPU."""
+
+
+def fastest(device: str) -> Backend:
+    """The backend for that type of device."""
+    match device:
+        case "cpu":
+            return "grouped"  # at every length (docs/log.md)
+        case "cuda" if torch.compiler.is_compiling():
+            return "flex"
+        case _:
+            return "sdpa"
 
 
 LONG = 4096

@@ -8,6 +8,7 @@ from torch import Tensor
 from oriole.errors import ModelError
 from oriole.model.attention import Backend, Band, Mask, mask_for
 from oriole.model.config import ModelConfig
+from oriole.model.seq2seqconfig import Seq2SeqConfig
 
 __all__ = ["Cache", "LayerCache", "Place"]
 
@@ -68,7 +69,7 @@ class Cache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelConfig | Seq2SeqConfig,
         batch: int,
         length: int,
         *,

@@ -1,8 +1,8 @@
 """The decoder: tokens -> hidden states; heads are separate calls, so that nobody pays for logits they do not need."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oriole.errors import ConfigError, ModelError
-from oriole.model.attention import Backend, Band, Mask, mask_for
+from oriole.model.attention import Backend, Band, Mask, fastest, mask_for
 from oriole.model.cache import Cache, LayerCache
 from oriole.model.config import ModelConfig
 from oriole.model.deep import Deep
@@ -19,9 +19,9 @@ from oriole.model.gates import keys_seen
 from oriole.model.layers import Block, RMSNorm
 from oriole.model.moe import Routing, figures
 from oriole.model.reasoning import Context, Pondering, Reasoning, Sight, Thought
-from oriole.model.rope import rope_table, rotary_rows, stretched_frequencies
+from oriole.model.rope import Angles
 
-__all__ = ["LM", "Cache", "Head", "Out"]
+__all__ = ["LM", "Cache", "Head", "Out", "check_context"]
 
 NO_REASONING = "this model has no latent block to reason with; train one with model.reasoning.steps=4"
 
@@ -47,9 +47,6 @@ class Out(NamedTuple):
 class LM(nn.Module):
     """A decoder-only language model, exactly Qwen3 (or Llama without `qk_norm`)."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, config: ModelConfig, *, heads: Sequence[Head] = (), backend: Backend | None = None) -> None:
         super().__init__()
         self.config = config
@@ -67,9 +64,7 @@ class LM(nn.Module):
         self.scalar_heads = nn.ModuleDict({name: nn.Linear(config.dim, 1, bias=False) for name in heads})
         self.deep: Deep | None = None
         """What `supervise` has added; run state like a value head, no part of the model on disk."""
-        cos, sin = _rotary(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.angles = Angles(config)
         self._init_weights(self)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -94,12 +89,6 @@ class LM(nn.Module):
         deep.like(self.blocks[-1])
         self.deep = deep.to(self.embedding.weight.device)
 
-    def reset_rope(self) -> None:
-        """Compute the rotary tables anew, in fp32: they are no weights and never leave that precision."""
-        cos, sin = _rotary(self.config)
-        device = self.embedding.weight.device
-        self.cos, self.sin = cos.to(device), sin.to(device)
-
     def stretch(self, scaling: Literal["linear", "ntk", "yarn"], factor: float) -> None:
         """Make the context `factor` times as long as it was in training (model.rope); the weights stay as they are.
 
@@ -107,17 +96,7 @@ class LM(nn.Module):
         `ConfigError` for a factor that is not above 1.
         """
         self.config = self.config.stretched(scaling, factor)
-        self.reset_rope()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the model; the rotary table follows to the device but stays fp32 (and is filled anew after the
-        `to_empty` of a model that was built on the meta device)."""
-        before = self.cos.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.cos.device
-        if device.type != "meta" and (device != before or self.cos.dtype != torch.float32):
-            self.reset_rope()
-        return self
+        self.angles.reset(self.config)
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Rows of the parts of every fused matrix, by parameter name: q, k, v and gate, up are one in memory, and so
@@ -184,21 +163,19 @@ class LM(nn.Module):
         `ModelError` when the tokens fit neither the model's context nor the cache.
         """
         b, t = tokens.shape
-        backend = self.backend or _fastest(tokens.device.type)
+        backend = self.backend or fastest(tokens.device.type)
         masks: Sequence[Mask | None]
         if cache is None:
             masks = self._masks(doc, t, backend)
             if pos is None:
-                self._check_context(t)
-                cos, sin = self.cos[:t][None, :, None], self.sin[:t][None, :, None]
+                check_context(t, self.config.context)
         else:
             added = [t] * b if doc is None else _added(doc)
             columns, places = cache.places(tokens, added, backend)
-            self._check_context(max(cache.lengths) + t)
+            check_context(max(cache.lengths) + t, self.config.context)
             masks = [place.mask for place in places]
             pos = columns if pos is None else pos
-        if pos is not None:
-            cos, sin = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
+        cos, sin = self.angles.rows(t, pos)
 
         seen = None  # keys that each query sees without a window; counted where a layer asks for them
         if self._counts_keys and cache is not None:
@@ -259,6 +236,7 @@ class LM(nn.Module):
         """Read prompts (B, T), of which the first `lengths` (B,) tokens count, into empty rows: several at once, or a
         single one in pieces of `most` tokens. The states, (B, 1, D), are those of the last token of each, which says
         how it goes on and alone is thought about."""
+        cache.lengths = [0] * len(tokens)
         doc = torch.where(torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None], 0, -1)
         for start in range(0, tokens.shape[1], most):
             piece = slice(start, start + most)
@@ -280,10 +258,6 @@ class LM(nn.Module):
                 made[window] = None if window is None else Band(window)
         return [made[window] for window in windows]
 
-    def _check_context(self, length: int) -> None:
-        if length > self.config.context:
-            raise ModelError(f"{length} tokens exceed the model's context of {self.config.context}; give it fewer")
-
     def head(self, name: Head, h: Tensor) -> Tensor:
         """Logits (…, V), or a value, a reward or the log-odds of being right (…,), of hidden states h (…, D)."""
         if name == "logits":
@@ -297,9 +271,10 @@ class LM(nn.Module):
         return self.scalar_heads[name](h).squeeze(-1)  # type: ignore[no-any-return]
 
 
-def _rotary(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    frequencies, scale = stretched_frequencies(config)
-    return rope_table(frequencies, config.context, scale)
+def check_context(length: int, context: int) -> None:
+    """`ModelError` when so many tokens are more than a model is meant for."""
+    if length > context:
+        raise ModelError(f"{length} tokens exceed the model's context of {context}; give it fewer")
 
 
 def _added(doc: Tensor) -> list[int]:
@@ -308,13 +283,3 @@ def _added(doc: Tensor) -> list[int]:
     if bool((real[:, 1:] & ~real[:, :-1]).any()):
         raise ModelError("padding before or between the tokens of a cached row; put it at the end")
     return real.sum(1).tolist()
-
-
-def _fastest(device: str) -> Backend:
-    match device:
-        case "cpu":
-            return "grouped"  # at every length (docs/log.md)
-        case "cuda" if torch.compiler.is_compiling():
-            return "flex"
-        case _:
-            return "sdpa"

@@ -1,14 +1,16 @@
 """Rotary positions (Su et al. 2021), and how they are stretched for contexts longer than the model was trained with."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oriole.model.config import ModelConfig
+from oriole.model.seq2seqconfig import Seq2SeqConfig
 
-__all__ = ["frequencies", "rope_table", "rotary_rows", "rotate", "stretched_frequencies"]
+__all__ = ["Angles", "frequencies", "rope_table", "rotary_rows", "rotate", "stretched_frequencies"]
 
 FAST, SLOW = 32.0, 1.0
 """YaRN: pairs that turn more often than FAST times within the trained context stay as they are, those that turn less
@@ -61,6 +63,56 @@ def rope_table(frequencies: Tensor, length: int, scale: float = 1.0) -> tuple[Te
     """cos and sin (length, hd / 2) in fp32 of the rotary angles, both times `scale`."""
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return (angles.cos() * scale).float(), (angles.sin() * scale).float()
+
+
+class Angles(nn.Module):
+    """cos and sin (context, n) of the angles of a model's positions: n is hd / 2 where queries and keys are rotated by
+    them, D / 2 where they are added to the embeddings.
+
+    They are no weights: never saved, on the model's device, and fp32 whatever the model's precision.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig | Seq2SeqConfig) -> None:
+        super().__init__()
+        self.config = config
+        cos, sin = _table(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def reset(self, config: ModelConfig | Seq2SeqConfig) -> None:
+        """Compute the tables anew, for that shape."""
+        self.config, device = config, self.cos.device
+        self.cos, self.sin = (x.to(device) for x in _table(config))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast with the model; computed anew where that would change them, or after the `to_empty` of a model
+        that was built on the meta device."""
+        before = self.cos.device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = self.cos.device
+        if device.type != "meta" and (device != before or self.cos.dtype != torch.float32):
+            self.reset(self.config)
+        return self
+
+    def rows(self, length: int, pos: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin (B or 1, T, 1, n) at the positions pos (B, T), by default 0 … T - 1."""
+        if pos is None:
+            return self.cos[:length][None, :, None], self.sin[:length][None, :, None]
+        return rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
+
+
+def _table(config: ModelConfig | Seq2SeqConfig) -> tuple[Tensor, Tensor]:
+    match config:
+        case ModelConfig():
+            pairs, scale = stretched_frequencies(config)
+            return rope_table(pairs, config.context, scale)
+        case Seq2SeqConfig(positions="sinusoid"):  # Vaswani et al. 2017, 3.5
+            return rope_table(frequencies(config.dim, 10_000.0), config.context)
+        case _:
+            return rope_table(frequencies(config.head_dim, config.rope_theta), config.context)
 
 
 @torch.library.custom_op("oriole::rotary_rows", mutates_args=())

@@ -5,8 +5,7 @@ written; keys and values of the source are computed once for a request (`Seq2Seq
 """
 
 import math
-from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oriole.errors import ModelError
-from oriole.model.attention import Backend, Mask, document_mask, mask_for, pair_mask_for
-from oriole.model.lm import Out
-from oriole.model.rope import frequencies, rope_table, rotary_rows
+from oriole.model.attention import Backend, Mask, document_mask, fastest, mask_for, pair_mask_for
+from oriole.model.cache import Cache, LayerCache
+from oriole.model.lm import Out, check_context
+from oriole.model.rope import Angles
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.model.seq2seqlayers import Layer, Rotary, Sight, distance_bucket, norm, sinusoids
 
@@ -26,72 +26,45 @@ START = 1
 """What the decoder reads first: the id of `<|im_start|>`, which no answer has in it."""
 
 
-class Seq2SeqCache:
-    """What decoding keeps of `batch` rows: the source's keys and values, and those of up to `length` written tokens.
+class Seq2SeqCache(NamedTuple):
+    """What decoding keeps of some rows: keys and values of the written tokens, and of the sources; to the engine a
+    `model.cache.Cache`."""
 
-    As `model.lm.Cache`: every row has lengths of its own, and nothing beyond them is ever read.
-    """
+    own: Cache
+    source: Cache
 
-    def __init__(
-        self,
-        config: Seq2SeqConfig,
-        batch: int,
-        length: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        shape = (batch, config.num_heads, length, config.head_dim)
-
-        def room() -> list[Tensor]:
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
-
-        self.keys, self.values, self.source_keys, self.source_values = room(), room(), room(), room()
-        self.lengths, self.sources = [0] * batch, [0] * batch
+    @property
+    def lengths(self) -> list[int]:
+        """Written tokens of each row."""
+        return self.own.lengths
 
     @property
     def capacity(self) -> int:
-        """Tokens that a row can hold of each, source and target."""
-        return self.keys[0].shape[2]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All keys and values, each (batch, H, length, hd)."""
-        return (*self.keys, *self.values, *self.source_keys, *self.source_values)
+        """Tokens that a row can hold of each."""
+        return self.own.capacity
 
     def rows(self, start: int, stop: int) -> "Seq2SeqCache":
-        """Rows start … stop - 1 as a cache that shares the memory, with lengths of its own."""
-        view = object.__new__(Seq2SeqCache)
-        at = slice(start, stop)
-        view.keys, view.values = [k[at] for k in self.keys], [v[at] for v in self.values]
-        view.source_keys, view.source_values = [k[at] for k in self.source_keys], [v[at] for v in self.source_values]
-        view.lengths, view.sources = self.lengths[at], self.sources[at]
-        return view
+        """As `Cache.rows`."""
+        return Seq2SeqCache(self.own.rows(start, stop), self.source.rows(start, stop))
 
     def keep(self, start: int, view: "Seq2SeqCache") -> None:
-        """Take over the lengths of a view that begins at row `start`."""
-        stop = start + len(view.lengths)
-        self.lengths[start:stop], self.sources[start:stop] = view.lengths, view.sources
+        """As `Cache.keep`."""
+        self.own.keep(start, view.own)
+        self.source.keep(start, view.source)
 
     def take_over(self, other: "Seq2SeqCache") -> None:
-        """Hold in the first rows what a smaller cache holds."""
-        for mine, kept in zip(self.tensors(), other.tensors(), strict=True):
-            mine[: len(other.lengths), :, : other.capacity] = kept
-        self.keep(0, other)
+        """As `Cache.take_over`."""
+        self.own.take_over(other.own)
+        self.source.take_over(other.source)
 
     def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target`."""
-        n = max(self.lengths[source], self.sources[source])
-        for kv in self.tensors():
-            kv[target, :, :n] = kv[source, :, :n]
-        self.lengths[target], self.sources[target] = self.lengths[source], self.sources[source]
+        """As `Cache.move`."""
+        self.own.move(source, target)
+        self.source.move(source, target)
 
 
 class Seq2Seq(nn.Module):
     """Encoder and decoder of a `Seq2SeqConfig`, in the classic or the modern form."""
-
-    cos: Tensor
-    sin: Tensor
-    table: Tensor
 
     def __init__(self, config: Seq2SeqConfig, *, backend: Backend | None = None) -> None:
         super().__init__()
@@ -109,17 +82,8 @@ class Seq2Seq(nn.Module):
         self.decoder_norm = norm(config) if pre else nn.Identity()
         self.encoder_bias = nn.Embedding(config.buckets, config.num_heads) if relative else None
         self.decoder_bias = nn.Embedding(config.buckets, config.num_heads) if relative else None
-        for name, table in self._tables().items():
-            self.register_buffer(name, table, persistent=False)
+        self.angles = None if relative else Angles(config)
         self._init_weights()
-
-    def _tables(self) -> dict[str, Tensor]:
-        """The fixed tables of positions, fp32; those that are not used are empty."""
-        c, none = self.config, torch.empty(0)
-        cos, sin = (
-            rope_table(frequencies(c.head_dim, c.rope_theta), c.context) if c.positions == "rope" else (none, none)
-        )
-        return {"cos": cos, "sin": sin, "table": sinusoids(c.context, c.dim) if c.positions == "sinusoid" else none}
 
     def _init_weights(self) -> None:
         """Modern: N(0, init_std), what writes into a residual stream with init_std / sqrt(branches). Classic: Xavier's
@@ -139,21 +103,6 @@ class Seq2Seq(nn.Module):
             else:
                 writes_residual = name.endswith((".out.weight", ".down.weight"))
                 nn.init.normal_(parameter, 0.0, c.init_std / math.sqrt(branches) if writes_residual else c.init_std)
-
-    def reset_tables(self) -> None:
-        """Compute the tables anew, in fp32: they are no weights and never leave that precision."""
-        device = self.embedding.weight.device
-        for name, table in self._tables().items():
-            setattr(self, name, table.to(device))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the model; the tables follow to the device but stay fp32."""
-        before = self.cos.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.cos.device
-        if device.type != "meta" and (device != before or self.cos.dtype != torch.float32):
-            self.reset_tables()
-        return self
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Rows of the parts of every fused matrix, by parameter name."""
@@ -196,7 +145,7 @@ class Seq2Seq(nn.Module):
         if source is None:
             raise ModelError("an encoder-decoder needs a source to look at; give it one, or a cache that has seen one")
         memory = self.encode(source, source_doc, source_pos)
-        backend = self._backend(tokens.device.type)
+        backend = self.backend or fastest(tokens.device.type)
         cross = None
         if doc is not None and source_doc is not None:
             cross = pair_mask_for(doc, source_doc, backend)
@@ -225,17 +174,6 @@ class Seq2Seq(nn.Module):
             out = layer(x, sight, memory)
         return out
 
-    def _backend(self, device: str) -> Backend:
-        if self.backend is not None:
-            return self.backend
-        match device:
-            case "cpu":
-                return "grouped"
-            case "cuda" if torch.compiler.is_compiling():
-                return "flex"
-            case _:
-                return "sdpa"
-
     def _sight(
         self,
         length: int,
@@ -248,8 +186,8 @@ class Seq2Seq(nn.Module):
     ) -> Sight:
         """Rotary rows and masks of a stack that reads `length` tokens at once."""
         if pos is None:
-            self._check_context(length)
-        backend = self._backend(device.type)
+            check_context(length, self.config.context)
+        backend = self.backend or fastest(device.type)
         cross_backend = backend
         if bias is not None and backend != "eager":
             backend = "sdpa"  # a bias that is learned has its gradient there
@@ -265,13 +203,10 @@ class Seq2Seq(nn.Module):
                 mask = (at <= at[:, None])[None, None]
             assert mask is None or isinstance(mask, Tensor)
             mask = self._biased(bias, (at - at[:, None])[None], mask, causal=not encoder)
-        rotary: Rotary = None
-        if self.config.positions == "rope":
-            if pos is None:
-                rotary = self.cos[:length][None, :, None], self.sin[:length][None, :, None]
-            else:
-                rotary = rotary_rows(self.cos, pos), rotary_rows(self.sin, pos)
-        return Sight(rotary, mask, None, backend, cross_backend)
+        return Sight(self._rotary(length, pos), mask, None, backend, cross_backend)
+
+    def _rotary(self, length: int, pos: Tensor | None) -> Rotary:
+        return self.angles.rows(length, pos) if self.angles is not None and self.config.positions == "rope" else None
 
     def _biased(self, bias: nn.Embedding, distance: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
         """What is added to the scores, (B or 1, H, T, S), at distances key - query (B or 1, T, S)."""
@@ -281,21 +216,18 @@ class Seq2Seq(nn.Module):
 
     def _embed(self, tokens: Tensor, pos: Tensor | None) -> Tensor:
         x = self.embedding(tokens)
-        if self.config.positions == "sinusoid":
-            places = self.table[: tokens.shape[1]] if pos is None else self.table[pos]
+        if self.angles is not None and self.config.positions == "sinusoid":
+            places = sinusoids(*self.angles.rows(tokens.shape[1], pos))[:, :, 0]
             x = x * math.sqrt(self.config.dim) + places.to(x.dtype)
         return F.dropout(x, self.dropout, self.training)
-
-    def _check_context(self, length: int) -> None:
-        if length > self.config.context:
-            raise ModelError(f"{length} tokens exceed the model's context of {self.config.context}; give it fewer")
 
     # --- one token at a time
 
     def new_cache(self, batch: int, length: int) -> Seq2SeqCache:
         """An empty cache in the model's precision."""
         weight = self.embedding.weight
-        return Seq2SeqCache(self.config, batch, length, dtype=weight.dtype, device=weight.device)
+        own, source = (Cache(self.config, batch, length, dtype=weight.dtype, device=weight.device) for _ in range(2))
+        return Seq2SeqCache(own, source)
 
     def prefill(self, source: Tensor, lengths: Tensor, cache: Seq2SeqCache) -> Out:
         """Read sources (B, S), of which the first `lengths` (B,) tokens count, into empty rows; the decoder's states
@@ -308,39 +240,32 @@ class Seq2Seq(nn.Module):
         for i, layer in enumerate(self.decoder):
             assert isinstance(layer, Layer) and layer.cross is not None
             keys, values = layer.cross.keys_values(memory, None)
-            cache.source_keys[i][:, :, :s], cache.source_values[i][:, :, :s] = keys, values
-        cache.sources, cache.lengths = lengths.tolist(), [0] * b
+            cache.source.keys[i][:, :, :s], cache.source.values[i][:, :, :s] = keys, values
+        cache.source.lengths, cache.own.lengths = lengths.tolist(), [0] * b
         start = torch.full((b, 1), START, dtype=torch.int64, device=source.device)
         return self._continue(start, cache)
 
     def _continue(self, tokens: Tensor, cache: Seq2SeqCache) -> Out:
         """Decoder states of tokens (B, T) that follow the cached ones."""
         b, t = tokens.shape
-        if b != len(cache.lengths):
-            raise ModelError(f"{b} rows of tokens for a cache of {len(cache.lengths)}; give one row of tokens for each")
-        used, seen = max(cache.lengths) + t, max(cache.sources)
-        if used > cache.capacity:
-            raise ModelError(f"{used} tokens do not fit into a cache of {cache.capacity}")
-        self._check_context(used)
-        device = tokens.device
-        backend = self._backend(device.type)
-        columns = torch.tensor(cache.lengths, device=device)[:, None] + torch.arange(t, device=device)
-        distance = torch.arange(used, device=device) - columns[:, :, None]  # (B, T, S)
-        mask = (distance <= 0)[:, None]
+        device, own, source = tokens.device, cache.own, cache.source
+        backend = self.backend or fastest(device.type)
+        columns, places = own.places(tokens, [t] * b, backend)
+        check_context(max(own.lengths) + t, self.config.context)
+        place, own_backend = places[0], backend
+        mask = place.mask
         if self.decoder_bias is not None:
-            mask = self._biased(self.decoder_bias, distance, mask, causal=True)
-        rotary: Rotary = None
-        if self.config.positions == "rope":
-            rotary = rotary_rows(self.cos, columns), rotary_rows(self.sin, columns)
-        sources = torch.tensor(cache.sources, device=device)
-        cross = (torch.arange(seen, device=device) < sources[:, None])[:, None, None].expand(-1, -1, t, -1)
-        own: Backend = "sdpa" if self.decoder_bias is not None and backend != "eager" else backend
-        sight = Sight(rotary, mask, cross, own, backend)
+            distance = torch.arange(place.used, device=device) - columns[:, :, None]  # (B, T, S)
+            mask = self._biased(self.decoder_bias, distance, (distance <= 0)[:, None], causal=True)
+            own_backend = backend if backend == "eager" else "sdpa"
+        seen, lengths = max(source.lengths), torch.tensor(source.lengths, device=device)
+        cross = (torch.arange(seen, device=device) < lengths[:, None])[:, None, None].expand(-1, -1, t, -1)
+        sight = Sight(self._rotary(t, columns), mask, cross, own_backend, backend)
         x = self._embed(tokens, columns)
         for i, layer in enumerate(self.decoder):
-            memory = cache.source_keys[i][:, :, :seen], cache.source_values[i][:, :, :seen]
-            x = layer(x, sight, memory, (cache.keys[i][:, :, :used], cache.values[i][:, :, :used], columns))
-        cache.lengths = [n + t for n in cache.lengths]
+            memory = source.keys[i][:, :, :seen], source.values[i][:, :, :seen]
+            x = layer(x, sight, memory, LayerCache(own.keys[i], own.values[i], place))
+        own.lengths = [n + t for n in own.lengths]
         return Out(self.decoder_norm(x), (), torch.zeros((), device=device), {})
 
     def head(self, name: str, h: Tensor) -> Tensor:

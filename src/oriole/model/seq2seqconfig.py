@@ -87,6 +87,16 @@ class Seq2SeqConfig(Config):
         """Width of one head (hd)."""
         return self.dim // self.num_heads
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads: every query head has its own."""
+        return self.num_heads
+
+    @property
+    def windows(self) -> tuple[None, ...]:
+        """What each of the decoder's layers sees of what is written: everything."""
+        return (None,) * self.decoder_layers
+
     def num_params(self) -> int:
         """Parameters in all; the shared embedding counts once."""
         return self.embedding_params + self.encoder_params + self.decoder_params

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oriole.model.attention import Backend, Mask, attend
+from oriole.model.cache import LayerCache
 from oriole.model.layers import RMSNorm
 from oriole.model.rope import rotate
 from oriole.model.seq2seqconfig import Seq2SeqConfig
@@ -19,12 +20,10 @@ Rotary = tuple[Tensor, Tensor] | None
 """cos and sin of the positions, where they are rotary."""
 
 
-def sinusoids(length: int, dim: int) -> Tensor:
-    """(length, D) fp32: sin(pos / 10000^(2i / D)) at 2i and the cosine of the same angle at 2i + 1 (Vaswani et al.
-    2017, 3.5)."""
-    frequencies = 10_000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
+def sinusoids(cos: Tensor, sin: Tensor) -> Tensor:
+    """(…, D) of cos and sin (…, D / 2) of the angles pos / 10000^(2i / D): the sine at 2i, the cosine at 2i + 1
+    (Vaswani et al. 2017, 3.5)."""
+    return torch.stack((sin, cos), dim=-1).flatten(-2)
 
 
 def distance_bucket(distance: Tensor, buckets: int, farthest: int, *, causal: bool) -> Tensor:
@@ -135,20 +134,17 @@ class Layer(nn.Module):
         x: Tensor,
         sight: Sight,
         memory: Tensor | tuple[Tensor, Tensor] | None = None,
-        cache: tuple[Tensor, Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
-        `memory` is what a decoder looks at: the encoder's states (B, S, D), or keys and values of them. `cache`: this
-        layer's own keys and values and the columns (B, T) where the new ones are written.
+        `memory` is what a decoder looks at: the encoder's states (B, S, D), or keys and values of them; `cache` holds
+        the keys and values of what is written.
         """
 
         def attention(y: Tensor) -> Tensor:
             kv = self.attention.keys_values(y, sight.rotary)
-            if cache is not None:
-                keys, values, columns = cache
-                at = columns[:, None, :, None].expand_as(kv[0])
-                kv = keys.scatter_(2, at, kv[0].to(keys.dtype)), values.scatter_(2, at, kv[1].to(values.dtype))
+            kv = kv if cache is None else cache.extended(*kv)
             out: Tensor = self.attention(y, kv, sight.rotary, sight.mask, sight.backend, causal=self.cross is not None)
             return out
 

@@ -90,7 +90,7 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
     if init is not None:
         model = load_parent(init)
         model.config = recipe.lengthened(model.config)
-        model.reset_rope()
+        model.angles.reset(model.config)
     else:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
         assert not isinstance(shape, Seq2SeqConfig), "recipe.py refuses it in other stages"
