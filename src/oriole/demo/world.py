@@ -69,7 +69,6 @@ Saltmarsh 盐滩镇|Starfield 星野镇|Mistwood 雾林镇|Thornbury 荆棘镇|M
 
 PERSON_ATTRIBUTES = ("home", "job", "food", "animal", "hobby", "birthday", "friend")
 PLACE_ATTRIBUTES = ("river", "hill", "product", "founded", "festival", "flag")
-KINS = ("father", "mother", "brother", "sister", "son", "daughter")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import difflib
 import itertools
 import re
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,9 +13,10 @@ from oriole.errors import ConfigError
 
 __all__ = [
     "LORA_TARGETS", "PRESETS", "Layer", "LoraConfig", "LoraTarget", "ModelConfig", "MoeConfig", "ReasoningConfig",
-    "preset",
+    "preset", "preset_named",
 ]  # fmt: skip
 
+T = TypeVar("T", bound=Config)
 
 KEPT = 1024
 """Longest rows whose attention weights a CPU keeps for the backward pass (`grouped` in model.attention); of longer ones
@@ -388,9 +390,15 @@ PRESETS: dict[str, ModelConfig] = {
 
 def preset(name: str, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
     """The preset of that name, with another vocabulary or context if given; `ConfigError` with the nearest name."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(PRESETS)}"
-        raise ConfigError(f"no model preset '{name}'; {hint}")
+    shape = preset_named(PRESETS, name, "model preset")
     changes = {k: v for k, v in (("vocab_size", vocab_size), ("context", context)) if v is not None}
-    return validate(ModelConfig, PRESETS[name].model_dump() | changes, f"preset {name}")
+    return validate(ModelConfig, shape.model_dump() | changes, f"preset {name}")
+
+
+def preset_named(presets: Mapping[str, T], name: str, what: str) -> T:
+    """The preset of that name; `ConfigError` with the nearest name."""
+    if name not in presets:
+        near = difflib.get_close_matches(name.lower(), presets, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(presets)}"
+        raise ConfigError(f"no {what} '{name}'; {hint}")
+    return presets[name]

@@ -1,12 +1,11 @@
 """The shape of an encoder-decoder. Imports no torch: a recipe needs numbers only."""
 
-import difflib
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from oriole.config import Config, validate
-from oriole.errors import ConfigError
+from oriole.model.config import preset_named
 
 __all__ = ["SEQ2SEQ_PRESETS", "Seq2SeqConfig", "seq2seq_shape"]
 
@@ -147,11 +146,7 @@ paper's base model. The vocabulary is in the end that of the run's tokenizer."""
 
 
 def _preset(name: str) -> Seq2SeqConfig:
-    if name not in SEQ2SEQ_PRESETS:
-        near = difflib.get_close_matches(name.lower(), SEQ2SEQ_PRESETS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(SEQ2SEQ_PRESETS)}"
-        raise ConfigError(f"no encoder-decoder preset '{name}'; {hint}")
-    return SEQ2SEQ_PRESETS[name]
+    return preset_named(SEQ2SEQ_PRESETS, name, "encoder-decoder preset")
 
 
 def seq2seq_shape(model: Any) -> Seq2SeqConfig:

@@ -51,7 +51,6 @@ class Rule(Generic[T]):
         return self.function(item)
 
 
-Share = float
 _FINEWEB2_STOP_WORDS = (
     "的",
     "年",

@@ -57,7 +57,6 @@ _MARKS = np.zeros(0x110000, np.bool_)
 _MARKS[[ord(c) for c in "，。、；：？！…—“”‘’「」『』《》〈〉（）【】·,.;:?!'\"()-*#`_|[]<>/\\"]] = True
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _STEP = np.uint64(0xD1B54A32D192ED03)
-_JOINERS = re.compile(r"(?<=\w)['’.,](?=\w)")
 
 
 @lru_cache(maxsize=4)
