@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from oriole.config import validate
-from oriole.errors import ConfigError, ModelError, raise_for_os_error
+from oriole.errors import ConfigError, ModelError
 from oriole.model.config import LoraConfig
-from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
+from oriole.model.files import copy_tensor, opened, read_json, write_folder
 from oriole.model.folder import load_model
 from oriole.model.lm import LM
 from oriole.model.lora import LoraLinear, adapters, attach, merge
@@ -63,12 +63,7 @@ def save_adapter(model: LM, folder: str | Path, base: str) -> None:
         "use_dora": False,
         "inference_mode": True,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / WEIGHTS, tensors, torch.float32)
-        write_json(folder / CONFIG, config)
-    except OSError as error:
-        raise_for_os_error(error, "writing", folder)
+    write_folder(folder, WEIGHTS, tensors, torch.float32, {CONFIG: config})
 
 
 def load_adapter(model: LM, folder: str | Path) -> None:

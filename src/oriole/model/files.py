@@ -15,29 +15,37 @@ from torch import Tensor
 
 from oriole.errors import ModelError, raise_for_os_error
 
-__all__ = ["copy_tensor", "opened", "read_json", "write_json", "write_tensors"]
+__all__ = ["copy_tensor", "opened", "read_json", "write_folder"]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write copies of the tensors in `dtype`; `ResourceError` when the disk is full. The folder must be there."""
+def write_folder(
+    folder: Path,
+    weights: str,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    objects: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write copies of the tensors in `dtype` into the file `weights`, then the objects as JSON into the files that are
+    their names, each in one atomic step.
+
+    `ResourceError` when the disk is full or the folder not writable.
+    """
     # Views that share one fused matrix do not overlap, which is all that safetensors asks for.
     on_disk = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     try:
-        with _replacing(path) as temporary:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / weights) as temporary:
             save_file(on_disk, temporary, metadata={"format": "pt"})
+        for name, data in objects.items():
+            with _replacing(folder / name) as temporary:
+                temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except SafetensorError as error:  # the library gives the system's error as text only: "… (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        raise_for_os_error(OSError(int(number[1]), str(error)), "writing", path)
+        raise_for_os_error(OSError(int(number[1]), str(error)), "writing", folder / weights)
     except OSError as error:
-        raise_for_os_error(error, "writing", path)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write an object, indented."""
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        raise_for_os_error(error, "writing", folder)
 
 
 @contextmanager

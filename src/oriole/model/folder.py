@@ -5,19 +5,18 @@
 with a reward head is a `Qwen3ForSequenceClassification` of one label: it gives a whole conversation a number.
 """
 
-import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oriole.config import validate
-from oriole.errors import ConfigError, ModelError, raise_for_os_error
+from oriole.errors import ConfigError, ModelError
 from oriole.model.config import ModelConfig
-from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
+from oriole.model.files import copy_tensor, opened, read_json, write_folder
 from oriole.model.folderkeys import (
     experts_from_hf,
     experts_to_hf,
@@ -30,7 +29,9 @@ from oriole.model.layers import Block, SwiGLU
 from oriole.model.lm import LM
 from oriole.model.moe import MoE
 
-__all__ = ["SCHEMA", "load_model", "load_reward_model", "read_config", "save_model", "to_hf"]
+__all__ = [
+    "SCHEMA", "load_model", "load_reward_model", "load_weights", "read_config", "read_hf_config", "save_model", "to_hf",
+]  # fmt: skip
 
 SCHEMA = 1
 """Version of what Oriole writes into a model folder; a higher one is refused."""
@@ -46,7 +47,10 @@ _STANDARD = re.compile(
 )
 """Parameters of a block that Qwen3 or Qwen3-MoE has."""
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+M = TypeVar("M", bound=nn.Module)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -61,21 +65,15 @@ def save_model(model: LM, folder: str | Path, *, chat: bool, dtype: torch.dtype 
     transformers takes the number at the last token that is not `pad_token_id`.
     `ResourceError` when the disk is full or the folder not writable.
     """
-    folder = Path(folder)
     rewards = "reward" in model.scalar_heads
     stop = [END_OF_TURN, END_OF_TEXT] if chat else END_OF_TEXT
     generation: dict[str, Any] = {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
     if chat:
         generation |= {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / WEIGHTS, to_hf(model), dtype)
-        if not rewards:
-            write_json(folder / "generation_config.json", generation)
-        config = _hf_config(model.config, dtype, rewards=rewards)
-        write_json(folder / CONFIG, config | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT})
-    except OSError as error:
-        raise_for_os_error(error, "writing", folder)
+    config = _hf_config(model.config, dtype, rewards=rewards)
+    objects = {} if rewards else {GENERATION: generation}
+    objects[CONFIG] = config | {"eos_token_id": stop, "pad_token_id": END_OF_TEXT}
+    write_folder(Path(folder), WEIGHTS, to_hf(model), dtype, objects)
 
 
 def to_hf(model: LM) -> dict[str, Tensor]:
@@ -181,7 +179,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: to
             f"{folder} holds a reward model: it scores answers and cannot write any; "
             "give the folder of a language model"
         )
-    return _load(LM, folder, config, device, dtype)
+    return load_weights(lambda: LM(config), to_hf, folder, device, dtype)
 
 
 def load_reward_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
@@ -204,7 +202,7 @@ def load_reward_model(folder: str | Path, device: torch.device | str = "cpu", dt
         raise ModelError(f"{folder} sorts texts into {count} classes; a reward model has one label (num_labels 1)")
     # It has no head for logits; whether its parent's was tied means nothing any more.
     config = config.model_copy(update={"tie_embeddings": True})
-    return _load(functools.partial(LM, heads=("reward",)), folder, config, device, dtype)
+    return load_weights(lambda: LM(config, heads=("reward",)), to_hf, folder, device, dtype)
 
 
 def _architecture(folder: Path) -> str:
@@ -213,26 +211,27 @@ def _architecture(folder: Path) -> str:
     return str(names[0]) if isinstance(names, list) and names else "a causal LM"
 
 
-def _load(
-    build: Callable[[ModelConfig], LM],
+def load_weights(
+    build: Callable[[], M],
+    names: Callable[[M], Mapping[str, Tensor]],
     folder: Path,
-    config: ModelConfig,
     device: torch.device | str,
     dtype: torch.dtype,
-) -> LM:
-    """The model that `build` makes of the config, with the folder's weights."""
+) -> M:
+    """The model that `build` makes, with the folder's weights, in evaluation mode; `names`: its parameters by their
+    names on disk. `ModelError` names the tensor that does not fit."""
     with torch.device("meta"):  # shapes only: no time is spent on weights that are overwritten at once
-        model = build(config)
+        model = build()
     # The weights of a model are trainable; only the copying below must not be recorded.
     model = model.to(dtype).to_empty(device=device)
-    wanted = to_hf(model)
+    wanted = names(model)
     missing = set(wanted)
     unexpected: list[str] = []
     for path in _weight_files(folder):
         with opened(path) as file:
             for name in file.keys():
                 if name not in wanted:
-                    if not _ignorable(name, config):
+                    if not _follows(name):
                         unexpected.append(name)
                     continue
                 copy_tensor(wanted[name], file.get_tensor(name), f"tensor {name} in {path}", CONFIG)
@@ -252,7 +251,16 @@ def _load(
 
 def read_config(folder: str | Path) -> ModelConfig:
     """The shape of the model in `folder`, from its `config.json` alone; `ModelError` names what cannot be used."""
-    folder = Path(folder)
+    data, path = read_hf_config(Path(folder)), Path(folder) / CONFIG
+    _refuse_options(data, path)
+    try:
+        return validate(ModelConfig, _from_hf(data, path), str(path))
+    except ConfigError as error:
+        raise ModelError(f"{error}: this is no possible model; the file is broken") from error
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """What is in the folder's config.json; `ModelError` where there is none, or a newer Oriole's."""
     path = folder / CONFIG
     if not folder.is_dir():
         raise ModelError(f"no model folder at {folder}; train one, or give the path of a folder with a {CONFIG}")
@@ -260,11 +268,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     schema = data.get("oriole_schema", SCHEMA)
     if schema != SCHEMA:
         raise ModelError(f"{path} has schema {schema!r}, this Oriole reads {SCHEMA}; install the Oriole that wrote it")
-    _refuse_options(data, path)
-    try:
-        return validate(ModelConfig, _from_hf(data, path), str(path))
-    except ConfigError as error:
-        raise ModelError(f"{error}: this is no possible model; the file is broken") from error
+    return data
 
 
 def _from_hf(data: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -354,6 +358,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _ignorable(name: str, config: ModelConfig) -> bool:
-    """Tensors that some tools write although they follow from the rest: a tied head, the rotary frequencies."""
-    return (name == "lm_head.weight" and config.tie_embeddings) or name.endswith("rotary_emb.inv_freq")
+def _follows(name: str) -> bool:
+    """Whether a tensor that the model lacks follows from the others; some tools write a tied head all the same, or the
+    rotary frequencies."""
+    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")

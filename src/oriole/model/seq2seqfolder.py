@@ -4,12 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from oriole.config import validate
-from oriole.errors import ConfigError, ModelError, raise_for_os_error
-from oriole.model.files import copy_tensor, opened, read_json, write_json, write_tensors
-from oriole.model.folder import CONFIG, END_OF_TEXT, END_OF_TURN, SCHEMA, WEIGHTS
+from oriole.errors import ConfigError, ModelError
+from oriole.model.files import read_json, write_folder
+from oriole.model.folder import (
+    CONFIG,
+    END_OF_TEXT,
+    END_OF_TURN,
+    GENERATION,
+    SCHEMA,
+    WEIGHTS,
+    load_weights,
+    read_hf_config,
+)
 from oriole.model.seq2seq import START, Seq2Seq
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 
@@ -29,7 +37,6 @@ def save_seq2seq(model: Seq2Seq, folder: str | Path, *, chat: bool, dtype: torch
     `chat` models stop at the end of a turn or of the text, others at the end of the text only. `ResourceError` when the
     disk is full or the folder not writable.
     """
-    folder = Path(folder)
     ends = {"eos_token_id": [END_OF_TURN, END_OF_TEXT] if chat else END_OF_TEXT, "pad_token_id": END_OF_TEXT}
     ends |= {"decoder_start_token_id": START}
     width = str(dtype).removeprefix("torch.")
@@ -45,45 +52,21 @@ def save_seq2seq(model: Seq2Seq, folder: str | Path, *, chat: bool, dtype: torch
         "oriole_schema": SCHEMA,
         **ends,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / WEIGHTS, dict(model.named_parameters()), dtype)
-        write_json(folder / "generation_config.json", ends)
-        write_json(folder / CONFIG, config)
-    except OSError as error:
-        raise_for_os_error(error, "writing", folder)
+    objects = {GENERATION: ends, CONFIG: config}
+    write_folder(Path(folder), WEIGHTS, dict(model.named_parameters()), dtype, objects)
 
 
 def load_seq2seq(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Seq2Seq:
     """The encoder-decoder in `folder`, in evaluation mode. `ModelError` names what does not fit."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ModelError(f"no model folder at {folder}; train one, or give the path of a folder with a {CONFIG}")
-    data = read_json(folder / CONFIG, "is this a model folder?")
+    data = read_hf_config(folder)
     if not is_seq2seq(folder):
         raise ModelError(
             f"{folder} holds no encoder-decoder but a model of type {data.get('model_type')!r}; give a folder that "
             "oriole train seq2seq/… has made"
         )
-    schema = data.get("oriole_schema", SCHEMA)
-    if schema != SCHEMA:
-        raise ModelError(
-            f"{folder / CONFIG} has schema {schema!r}, this Oriole reads {SCHEMA}; install the Oriole that wrote it"
-        )
     try:
         config = validate(Seq2SeqConfig, data["oriole"], str(folder / CONFIG))
     except ConfigError as error:
         raise ModelError(f"{error}: the file is broken, or a newer Oriole wrote it") from error
-    with torch.device("meta"):  # shapes only: no time is spent on weights that are overwritten at once
-        model = Seq2Seq(config)
-    model = model.to(dtype).to_empty(device=device)
-    wanted: dict[str, Tensor] = dict(model.named_parameters())
-    with opened(folder / WEIGHTS) as file:
-        found = set(file.keys())
-        for name, tensor in wanted.items():
-            if name not in found:
-                raise ModelError(f"{folder}: tensor {name} is missing; {CONFIG} and weights belong to different models")
-            copy_tensor(tensor, file.get_tensor(name), f"tensor {name} in {folder / WEIGHTS}", CONFIG)
-    if unexpected := found - set(wanted):
-        raise ModelError(f"{folder}: unexpected tensor {min(unexpected)}; {CONFIG} describes another model")
-    return model.eval()
+    return load_weights(lambda: Seq2Seq(config), lambda model: dict(model.named_parameters()), folder, device, dtype)
