@@ -7,7 +7,7 @@ nearest known one; nothing is ever dropped silently.
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oriole.errors import ConfigError
 
-__all__ = ["Config", "apply_overrides", "load", "parse_overrides", "read_toml", "to_toml", "validate"]
+__all__ = ["Config", "apply_overrides", "flat", "load", "parse_overrides", "read_toml", "to_toml", "validate"]
 
 T = TypeVar("T", bound="Config")
 
@@ -86,6 +86,14 @@ def apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> None:
                 raise ConfigError(f"{dotted}: '{name}' is a value ({child!r}), not a table; set {name}=… instead")
             table = child
         table[last] = value
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables as one: {"train": {"lr": 1}} is {"train.lr": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
 
 
 def validate(cls: type[T], data: dict[str, Any], where: str) -> T:

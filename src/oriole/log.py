@@ -18,7 +18,8 @@ from rich.text import Text
 from oriole.errors import OrioleError, raise_for_os_error
 
 __all__ = [
-    "Metrics", "Sink", "Tracker", "console", "duration", "human", "judged_worse", "last_record", "say", "track",
+    "Metrics", "Sink", "Tracker", "console", "duration", "human", "judged_worse", "last_record", "lines_of",
+    "say", "track",
 ]  # fmt: skip
 
 console = Console(stderr=True, highlight=False)
@@ -113,13 +114,17 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a metrics.jsonl, none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def last_record(path: Path, event: str, *, after: str = "") -> dict[str, Any]:
     """The last record of that kind in a metrics.jsonl, {} when there is none, or none since the last event `after`."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
+    for line in reversed(lines_of(path)):
         try:
             record = json.loads(line)
         except ValueError:  # a torn last line

@@ -1,7 +1,6 @@
 """Runs beside each other: what their stages have reached, which settings differ, their curves in one picture."""
 
 import io
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from oriole.apps import report
 from oriole.apps.charts import Chart, Line, draw, visible
 from oriole.apps.curves import StageLog
 from oriole.apps.reportpage import frame
-from oriole.errors import ConfigError, raise_for_os_error
+from oriole.config import flat
+from oriole.errors import ConfigError
 from oriole.log import duration, human
 
 __all__ = ["SCHEMA", "Compared", "text", "write_page"]
@@ -71,16 +71,9 @@ def _differences(logs: Mapping[str, StageLog]) -> dict[str, dict[str, Any]]:
 
 def _settings(recipe: str) -> dict[str, Any]:
     try:
-        return _flat(tomllib.loads(recipe))
+        return flat(tomllib.loads(recipe))
     except tomllib.TOMLDecodeError:
         return {}
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
 
 
 def _rows(stage: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -152,13 +145,7 @@ def _setting(value: Any) -> str:
 
 def write_page(compared: Compared, path: Path) -> None:
     """Write the page to a file; `ResourceError` when that cannot be."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(_page(compared).encode("utf-8", "replace"))
-        os.replace(part, path)
-    except OSError as error:
-        raise_for_os_error(error, "writing", path)
+    report.replace(path, _page(compared))
 
 
 def _page(compared: Compared) -> str:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from oriole.errors import DataError
+from oriole.log import lines_of
 
 __all__ = ["Mark", "Points", "StageLog", "number", "read_events", "read_stage"]
 
@@ -30,11 +31,7 @@ ORDINARY = ("start", "step", "eval", "save", "done", "questions")
 def read_events(stage: Path) -> list[dict[str, Any]]:
     """The records of a stage's metrics.jsonl; a torn last line (a crash while writing) is left out."""
     path = stage / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    records = []
+    lines, records = lines_of(path), []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MANY", "rows", "side_by_side"]
+__all__ = ["MANY", "percent", "rows", "side_by_side"]
 
 NUM_EXAMPLES = 6
 
@@ -23,19 +23,19 @@ def rows(gate: Mapping[str, Any]) -> list[Row]:
     for name, judge in gate["judges"].items():
         rate, mean = judge["win_rate"], judge["mean"]
         out.append((
-            f"win rate, by {name}", f"{mean['parent']:.3f}", f"{mean['stage']:.3f}", _percent(rate["value"]),
-            f"{_percent(rate['low'])} to {_percent(rate['high'])}",
+            f"win rate, by {name}", f"{mean['parent']:.3f}", f"{mean['stage']:.3f}", percent(rate["value"]),
+            f"{percent(rate['low'])} to {percent(rate['high'])}",
         ))  # fmt: skip
         out.append(("  won, tied, lost", "", "", f"{judge['wins']:,}, {judge['ties']:,}, {judge['losses']:,}", ""))
         if judge.get("longer_wins") is not None:
-            out.append(("  the longer answer wins", "", "", _percent(judge["longer_wins"]), ""))
+            out.append(("  the longer answer wins", "", "", percent(judge["longer_wins"]), ""))
         if length := judge.get("length_of_wins"):
             out.append(("  tokens where it won", f"{length['parent']:.1f}", f"{length['stage']:.1f}", "", ""))
     for key, name in (("exact_match", "exact match"), ("loop_rate", "loop rate")):
         if found := gate.get(key):
             off = found["difference"]
             signed = [f"{100 * off[k]:+.1f} points" for k in ("value", "low", "high")]
-            both = _percent(found["parent"]), _percent(found["stage"])
+            both = percent(found["parent"]), percent(found["stage"])
             out.append((name, *both, signed[0], f"{signed[1]} to {signed[2]}"))
     if bits := gate.get("bpb"):
         out.append(("bits per byte, all parts", "", "", f"{100 * bits['rise']:+.1f} %", ""))
@@ -45,7 +45,8 @@ def rows(gate: Mapping[str, Any]) -> list[Row]:
     return out
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """56.3 %, or nothing for None."""
     return "" if share is None else f"{100 * share:.1f} %"
 
 

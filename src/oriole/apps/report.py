@@ -24,7 +24,7 @@ from oriole.apps.reportpage import page
 from oriole.errors import DataError, raise_for_os_error
 from oriole.log import duration, human
 
-__all__ = ["SCHEMA", "build", "gate_table", "questions_table", "read_events", "read_stages", "text", "write"]
+__all__ = ["SCHEMA", "build", "gate_table", "questions_table", "read_events", "read_stages", "replace", "text", "write"]
 
 SCHEMA = 1
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
@@ -102,15 +102,16 @@ def write(run: Path) -> dict[str, Any]:
     """Build the report of a run, keep it in `report.json` and `report.html`, and return it."""
     stages = read_stages(run)
     report = build(stages)
-    _replace(run / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-    _replace(run / "report.html", page(run.resolve().name, report, stages))
+    replace(run / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    replace(run / "report.html", page(run.resolve().name, report, stages))
     return report
 
 
-def _replace(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
+def replace(path: Path, content: str) -> None:
+    """Write a file whole or not at all; `ResourceError` when that cannot be."""
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content.encode("utf-8", "replace"))
         os.replace(part, path)
     except OSError as error:
@@ -218,9 +219,9 @@ def _questions(result: Mapping[str, Any]) -> Table:
     for lang in languages:
         table.add_column(lang or "all", justify="right")
     for kind, shares in match.get("by_kind", {}).items():
-        table.add_row(kind, *(_percent(shares.get(lang)) for lang in languages))
-    table.add_row("mean over kinds", *(_percent(match[lang]) for lang in languages), style="bold")
-    table.add_row("loop rate", _percent(result.get("loop_rate")))
+        table.add_row(kind, *(gatereport.percent(shares.get(lang)) for lang in languages))
+    table.add_row("mean over kinds", *(gatereport.percent(match[lang]) for lang in languages), style="bold")
+    table.add_row("loop rate", gatereport.percent(result.get("loop_rate")))
     return table
 
 
@@ -232,10 +233,6 @@ def _gate(gate: Mapping[str, Any]) -> Table:
     for row in gatereport.rows(gate):
         table.add_row(*row)
     return table
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _conversation(sample: Mapping[str, Any]) -> Text:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 import oriole
-from oriole.config import Config, validate
+from oriole.config import Config, flat, validate
 from oriole.errors import ConfigError
 from oriole.log import say
 from oriole.model.config import ModelConfig
@@ -99,21 +99,14 @@ def identity(
     model = {"model": shape.model_dump(mode="json")}
     data = {"tokenizer": {"fingerprint": tokenizer}, "train_data": dict(train), "val_data": dict(val)}
     start = {"start": "random" if recipe.stage == "pretrain" and not recipe.init else recipe.init or "previous stage"}
-    return _settings(recipe) | _flat(model) | _flat(data) | start
+    return _settings(recipe) | flat(model) | flat(data) | start
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     without = INDIFFERENT | PREFERENCES if recipe.stage in ("pretrain", "sft") else INDIFFERENT
-    flat = _flat({k: v for k, v in recipe.model_dump(mode="json").items() if k not in without})
+    settings = flat({k: v for k, v in recipe.model_dump(mode="json").items() if k not in without})
     own = {f"parts.{part}.{key}" for part in recipe.parts for key in INDIFFERENT_PART}
-    return {key: value for key, value in flat.items() if key not in without and key not in own}
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+    return {key: value for key, value in settings.items() if key not in without and key not in own}
 
 
 def find(recipe: Recipe, mine: Mapping[str, Any]) -> StageReference | None:
@@ -135,7 +128,7 @@ def _fits(theirs: Mapping[str, Any], mine: Mapping[str, Any], recipe: Recipe) ->
     """Whether all that the reference knows is equal, and what it does not know yet (newer keys) is at its default."""
     parts = {name: Part(files=["*"]) for name in recipe.parts}
     plain = Recipe(stage=recipe.stage, parts=parts, train=TrainTable(tokens=1), distill=recipe.distill)
-    defaults = _flat({"model": ModelConfig.defaults()}) | _settings(plain)
+    defaults = flat({"model": ModelConfig.defaults()}) | _settings(plain)
     return all(mine.get(key) == value for key, value in theirs.items()) and all(
         key in defaults and defaults[key] == value for key, value in mine.items() if key not in theirs
     )

@@ -265,23 +265,8 @@ def train_config(recipe: Recipe, steps: int) -> TrainConfig:
 def optim_config(recipe: Recipe) -> OptimConfig:
     """What the optimizer is told by a recipe."""
     table = recipe.train
-    return OptimConfig(
-        kind=table.optimizer,
-        lr=table.lr,
-        muon_lr=table.muon_lr,
-        orthogonalise=table.orthogonalise,
-        cautious=table.cautious,
-        betas=(0.9, table.beta2),
-        weight_decay=table.weight_decay,
-        schedule=table.schedule,
-        warmup=table.warmup,
-        min_lr=table.min_lr,
-        decay=table.decay,
-        cycles=table.cycles,
-        cycle_mult=table.cycle_mult,
-        rise=table.rise,
-        clip=table.clip,
-    )
+    same = {name: value for name, value in table.model_dump().items() if name in OptimConfig.model_fields}
+    return OptimConfig.model_validate(same | {"kind": table.optimizer, "betas": (0.9, table.beta2)})
 
 
 def _describe(recipe: Recipe, task: Task) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from oriole.config import to_toml
 from oriole.errors import MissingExtra
-from oriole.log import Sink
+from oriole.log import Sink, lines_of
 from oriole.train.recipe import Recipe
 
 __all__ = ["figures", "sinks", "texts"]
@@ -145,9 +145,5 @@ class Trackio:
 
 def _last_step(path: Path) -> int:
     """The last step in a metrics.jsonl, -1 when there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return -1
-    steps = [int(found[1]) for line in lines if (found := re.search(r'"step": (\d+)', line))]
+    steps = [int(found[1]) for line in lines_of(path) if (found := re.search(r'"step": (\d+)', line))]
     return max(steps, default=-1)
