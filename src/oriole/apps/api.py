@@ -304,8 +304,7 @@ class Oriole:
         return shortest
 
     def rendered(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
-        """The ids of a whole conversation as the model is to read it: in its roles, or only the last message where it
-        is an encoder-decoder for plain questions (`plain_questions`)."""
+        """The ids of a whole conversation as the model reads it: in its roles, or the last question alone."""
         if self.plain_questions:
             return self.tokenizer.encode(messages[-1].content)
         return render(messages, self.tokenizer, generation=True, thinking=thinking)[0]

@@ -11,10 +11,11 @@
   // A sentence of words, and pairs of a name and its share.
   const say = (root, words, pairs) => root.querySelector(".said").replaceChildren(words, ...pairs.flatMap(
     ([name, share]) => {
-      const strong = document.createElement("b"), small = document.createElement("small");
+      const [pair, strong, small] = ["span", "b", "small"].map((tag) => document.createElement(tag));
       strong.textContent = name;
       small.textContent = percent(share);
-      return [" ", strong, " ", small, " "];
+      pair.append(strong, " ", small);
+      return [" ", pair, " "];
     }));
   // The names and weights of the few chips that weigh most.
   const heaviest = (weights, chips, count) => [...weights.keys()]
