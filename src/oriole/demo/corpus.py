@@ -132,7 +132,7 @@ def running_text(splits: Splits, train: list[Example], lang: Lang, seed: int, si
         *vocabulary.definition_texts(splits.vocabulary.all_terms, lang, sizes.definition, rng),
         *vocabulary.trait_texts(splits.vocabulary.all_terms, lang, sizes.trait, rng),
         *numbers.sum_texts(splits.sums, lang, sizes.sums, rng),
-        *sentences.parallel_texts(splits.sentences, lang, sizes.parallel, rng),
+        *sentences.parallel_texts(splits.sentences, sizes.parallel, rng),
         *little.little_texts(lang, rng, calendar=sizes.calendar, weather=sizes.weather, stories=sizes.stories),
         *drill_texts(spoken, names, lang, sizes.drills, rng),
         *lesson_texts(train, sizes.lessons, rng),

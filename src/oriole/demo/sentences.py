@@ -126,7 +126,7 @@ def ask(sentence: Sentence, lang: Lang, target: Lang, rng: random.Random) -> str
     return rng.choice(_QUESTIONS[lang, target]).format(e=sentence.text.en, z=sentence.text.zh)
 
 
-def parallel_texts(sentences: list[Sentence], lang: Lang, count: int, rng: random.Random) -> Iterator[Text]:
+def parallel_texts(sentences: list[Sentence], count: int, rng: random.Random) -> Iterator[Text]:
     """Pages of sentences with their translation below, two to a page, either language first."""
     train = [each for each in sentences if not each.held_out]
     for _ in range(count):
