@@ -15,6 +15,7 @@ from oriole.model.costs import flops_per_token, num_params, training_memory
 from oriole.model.deep import Ahead
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.folder import load_model, save_model
+from oriole.model.layers import Sight
 from oriole.model.lm import LM, Cache, Out
 
 LAYERS = 3
@@ -97,12 +98,12 @@ def test_a_further_token_is_predicted_as_the_paper_says(backend: str) -> None:
         with torch.inference_mode():
             h = model.embedding(own)
             for block in model.blocks:
-                h = block(h, cos, sin, None, None, "eager")[0]
+                h = block(h, Sight(cos, sin, None, "eager"))[0]
             for k, module in enumerate(model.deep.ahead, start=1):
                 assert isinstance(module, Ahead)
                 token = model.embedding(own[:, k:])
                 h = torch.cat((module.state_norm(h[:, : length - k]), module.token_norm(token)), -1)
-                h, _ = module.block(module.join(h), cos[:, : length - k], sin[:, : length - k], None, None, "eager")
+                h, _ = module.block(module.join(h), Sight(cos[:, : length - k], sin[:, : length - k], None, "eager"))
                 got = states[k - 1][row, columns[: length - k]]
                 torch.testing.assert_close(got, module.norm(h)[0], rtol=1e-4, atol=1e-4)
 

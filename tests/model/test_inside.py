@@ -26,8 +26,8 @@ def test_attention_weights_sum_to_one_and_make_the_layers_output_from_its_values
     for block, weights, (args, out) in zip(model.blocks, inside.stack.weights, seen[2:], strict=True):
         assert weights.shape == (4, 7, 7) and weights.triu(1).eq(0).all()
         torch.testing.assert_close(weights.sum(-1), torch.ones(4, 7))
-        x, cos, sin, _, _, _, keys_seen = args
-        _, _, v = block.attention.project(x, cos, sin, keys_seen)
+        x, sight, _ = args
+        _, _, v = block.attention.project(x, sight)
         mixed = (weights @ v[0].repeat_interleave(4 // v.shape[1], dim=0)).transpose(0, 1)[None]
         if block.attention.gate is not None:
             mixed = gated(mixed, x, block.attention.gate)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from oriole.model.attention import Backend, Mask
 from oriole.model.config import ModelConfig
 from oriole.model.deepconfig import DeepConfig
-from oriole.model.layers import Block, RMSNorm
+from oriole.model.layers import Block, RMSNorm, Sight
 
 __all__ = ["Ahead", "Deep"]
 
@@ -34,19 +33,10 @@ class Ahead(nn.Module):
         self.block = Block(config, config.layers[-1]._replace(experts=False))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        token: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Mask | None,
-        backend: Backend,
-        keys_seen: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, token: Tensor, sight: Sight) -> Tensor:
         """Residual stream x (B, T, D) and embeddings `token` (B, T, D) -> the next module's x (B, T, D)."""
         joined = self.join(torch.cat((self.state_norm(x), self.token_norm(token)), dim=-1))
-        out: tuple[Tensor, None] = self.block(joined, cos, sin, mask, None, backend, keys_seen)
+        out: tuple[Tensor, None] = self.block(joined, sight)
         return out[0]
 
 
@@ -62,27 +52,18 @@ class Deep(nn.Module):
         self.ahead = nn.ModuleList(Ahead(config) for _ in range(table.modules))
 
     def forward(
-        self,
-        kept: Sequence[Tensor],
-        x: Tensor,
-        embedded: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Mask | None,
-        backend: Backend,
-        keys_seen: Tensor | None,
-        recompute: bool,
+        self, kept: Sequence[Tensor], x: Tensor, embedded: Tensor, sight: Sight, recompute: bool
     ) -> tuple[Tensor, ...]:
         """States (B, T, D) for the head: one a depth, then one a further token.
 
         `kept`: residual streams (B, T, D) after the depths' blocks; x (B, T, D) that after the last block; `embedded`
-        (B, T, D) the tokens' embeddings; the rest is what the last block was given.
+        (B, T, D) the tokens' embeddings; `sight` is that of the last block.
         """
         out = [norm(state) for norm, state in zip(self.norms, kept, strict=True)]
         for k, module in enumerate(self.ahead, start=1):
             assert isinstance(module, Ahead)
             # Beyond a document's end, the token is what follows it there.
-            given = x, embedded.roll(-k, 1), cos, sin, mask, backend, keys_seen
+            given = x, embedded.roll(-k, 1), sight
             x = checkpoint(module, *given, use_reentrant=False) if recompute else module(*given)
             out.append(module.norm(x))
         return tuple(out)

@@ -82,9 +82,9 @@ def look(model: LM, tokens: Tensor) -> Inside:
     chosen: list[Chosen] = []
 
     def attending(attention: Any, args: tuple[Any, ...]) -> None:
-        x, cos, sin, mask, _, _, keys_seen = args
-        q, k, _ = attention.project(x, cos, sin, keys_seen)
-        weights.append(attention_weights(q, k, mask)[0])
+        x, sight, _ = args
+        q, k, _ = attention.project(x, sight)
+        weights.append(attention_weights(q, k, sight.mask)[0])
 
     def routing(experts: MoE, args: tuple[Any, ...]) -> None:
         _, choice, share = experts.route(args[0][0])

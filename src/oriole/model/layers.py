@@ -1,5 +1,7 @@
 """The parts of a block: RMSNorm, attention with its cache, SwiGLU."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,45 @@ from oriole.model.config import Layer, ModelConfig
 from oriole.model.moe import MoE, Routing
 from oriole.model.rope import rotate
 
-__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU"]
+__all__ = ["Attention", "Block", "Context", "RMSNorm", "Sight", "SwiGLU"]
+
+
+class Context(NamedTuple):
+    """What the block may look at beside the sequence: retrieved passages, or turns that are in it no longer."""
+
+    h: Tensor
+    """Their hidden states (B, S, D), as `Out.h`."""
+    mask: Tensor
+    """(B, S), True where there is one; a row may have none."""
+
+
+class Sight(NamedTuple):
+    """Where the tokens of a forward pass stand and what they may look at: the same in all layers of one kind."""
+
+    cos: Tensor
+    sin: Tensor
+    """Rotary rows (B or 1, T, 1, hd / 2)."""
+    mask: Mask | None
+    """What the queries see."""
+    backend: Backend
+    keys_seen: Tensor | None = None
+    """Keys (B or 1, T) that a query sees without a window, for a temperature from the length."""
+    real: Tensor | None = None
+    """(B, T), False for padding, which no expert counts."""
+    context: Context | None = None
+    """What a latent block sees beside the sequence."""
+
+    def at(self, place: Tensor) -> "Sight":
+        """The view from one place (B,) of each row: T = 1."""
+        b = len(place)
+        row = torch.arange(b, device=place.device)
+        cos, sin = (x.expand(b, *x.shape[1:])[row, place][:, None] for x in (self.cos, self.sin))
+        if self.mask is None:
+            mask = (torch.arange(self.cos.shape[1], device=place.device) <= place[:, None])[:, None, None]
+        else:
+            assert isinstance(self.mask, Tensor), "a place of a row is asked for with a cache only"
+            mask = self.mask.expand(b, *self.mask.shape[1:])[row, :, place][:, :, None]
+        return self._replace(cos=cos, sin=sin, mask=mask)
 
 
 class RMSNorm(nn.Module):
@@ -47,9 +87,7 @@ class Attention(nn.Module):
         self.temperature = gates.temperature_weight(config, layer)
         self.head_dropout = 0.0
 
-    def project(
-        self, x: Tensor, cos: Tensor, sin: Tensor, keys_seen: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, sight: Sight) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, T, hd), k and v (B, Hkv, T, hd) of x (B, T, D), as they meet in `attend`: normed and rotated, the
         queries times the layer's temperature.
 
@@ -62,30 +100,20 @@ class Attention(nn.Module):
             .view(b, t, -1, self.head_dim)
             .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         )
-        q = rotate(self.q_norm(q), cos, sin)
+        q = rotate(self.q_norm(q), sight.cos, sight.sin)
         if self.temperature is not None:
-            q = (q * self._temperature(x, keys_seen, self.temperature)).to(q.dtype)
+            q = (q * self._temperature(x, sight.keys_seen, self.temperature)).to(q.dtype)
         q = q.transpose(1, 2)
-        k = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
+        k = rotate(self.k_norm(k), sight.cos, sight.sin).transpose(1, 2)
         return q, k, v.transpose(1, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Mask | None,
-        cache: LayerCache | None,
-        backend: Backend,
-        keys_seen: Tensor | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). `mask` says what this layer's queries see, `cache` holds its earlier keys, and
-        `keys_seen` (B or 1, T) is how many keys a query sees without a window, for a temperature from the length."""
+    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D); `cache` holds this layer's earlier keys."""
         b, t, _ = x.shape
-        q, k, v = self.project(x, cos, sin, keys_seen)
+        q, k, v = self.project(x, sight)
         if cache is not None:
             k, v = cache.extended(k, v)
-        y = attend(q, k, v, mask, backend=backend)
+        y = attend(q, k, v, sight.mask, backend=sight.backend)
         if self.training and self.head_dropout > 0:
             y = gates.drop_heads(y, self.head_dropout)
         y = y.transpose(1, 2)
@@ -131,23 +159,13 @@ class Block(nn.Module):
         self.mlp_scale = gates.residual_scale(config, layer)
         self.dropout = 0.0
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Mask | None,
-        cache: LayerCache | None,
-        backend: Backend,
-        keys_seen: Tensor | None = None,
-        real: Tensor | None = None,
-    ) -> tuple[Tensor, Routing | None]:
-        """x (B, T, D) -> (B, T, D), and how experts were chosen where there are any; `real` (B, T): no padding."""
-        y = self.attention(self.attention_norm(x), cos, sin, mask, cache, backend, keys_seen)
+    def forward(self, x: Tensor, sight: Sight, cache: LayerCache | None = None) -> tuple[Tensor, Routing | None]:
+        """x (B, T, D) -> (B, T, D), and how experts were chosen where there are any."""
+        y = self.attention(self.attention_norm(x), sight, cache)
         x = x + self._scaled(y, self.attention_scale)
         routing = None
         if isinstance(self.mlp, MoE):
-            y, routing = self.mlp(self.mlp_norm(x), real, backend)
+            y, routing = self.mlp(self.mlp_norm(x), sight.real, sight.backend)
         else:
             y = self.mlp(self.mlp_norm(x))
         return x + self._scaled(y, self.mlp_scale), routing

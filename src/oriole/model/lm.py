@@ -16,9 +16,9 @@ from oriole.model.config import ModelConfig
 from oriole.model.deep import Deep
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.gates import keys_seen
-from oriole.model.layers import Block, RMSNorm
+from oriole.model.layers import Block, Context, RMSNorm, Sight
 from oriole.model.moe import Routing, figures
-from oriole.model.reasoning import Context, Pondering, Reasoning, Sight, Thought
+from oriole.model.reasoning import Pondering, Reasoning, Thought
 from oriole.model.rope import Angles
 
 __all__ = ["LM", "Cache", "Head", "Out", "check_context"]
@@ -187,23 +187,23 @@ class LM(nn.Module):
         if cache is not None:
             layers = [LayerCache(*each) for each in zip(cache.keys, cache.values, places, strict=True)]
         x = embedded = self.embedding(tokens)
-        real = None if doc is None else doc >= 0
+        sight = Sight(cos, sin, None, backend, seen, None if doc is None else doc >= 0, context)
+        sights = [sight._replace(mask=mask) for mask in masks]
+        recompute = self.recompute and torch.is_grad_enabled()
         routed: list[Routing] = []
         kept = []  # residual streams of supervised depths
         for i, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
-                given = x, cos, sin, masks[i], layers[i], backend, seen, real
-                x, routing = checkpoint(block, *given, use_reentrant=False)
+            if recompute:
+                x, routing = checkpoint(block, x, sights[i], layers[i], use_reentrant=False)
             else:
-                x, routing = block(x, cos, sin, masks[i], layers[i], backend, seen, real)
+                x, routing = block(x, sights[i], layers[i])
             if routing is not None:
                 routed.append(routing)
             if self.deep is not None and i + 1 in self.deep.table.depths:
                 kept.append(x)
         mid: tuple[Tensor, ...] = ()
         if self.deep is not None and cache is None:
-            recompute = self.recompute and torch.is_grad_enabled()
-            mid = self.deep(kept, x, embedded, cos, sin, masks[len(self.blocks) - 1], backend, seen, recompute)
+            mid = self.deep(kept, x, embedded, sights[len(self.blocks) - 1], recompute)
         if cache is not None:
             cache.lengths = [n + m for n, m in zip(cache.lengths, added, strict=True)]
         if routed:
@@ -217,12 +217,10 @@ class LM(nn.Module):
         if context is not None and not self.reasoning.config.cross:
             raise ModelError("this model looks at no context; train one with model.reasoning.cross=true")
         latent = layers[len(self.blocks) :]
-        sight = Sight(cos, sin, masks[-1], backend, context)
         if pondering is None:
-            recompute = self.recompute and torch.is_grad_enabled()
-            every = self.reasoning.iterations(x, sight, self.norm, latent, recompute=recompute)
+            every = self.reasoning.iterations(x, sights[-1], self.norm, latent, recompute=recompute)
             return Out(every[-1], every, aux, metrics)
-        h, thought = self.reasoning.ponder(x, sight, self.norm, latent, pondering)
+        h, thought = self.reasoning.ponder(x, sights[-1], self.norm, latent, pondering)
         return Out(h, (), aux, metrics, thought)
 
     def new_cache(self, batch: int, length: int) -> Cache:

@@ -27,10 +27,10 @@ from torch.utils.checkpoint import checkpoint
 from oriole.model.attention import Backend, Mask, attend
 from oriole.model.cache import LayerCache
 from oriole.model.config import ModelConfig
-from oriole.model.layers import RMSNorm, SwiGLU
+from oriole.model.layers import Context, RMSNorm, Sight, SwiGLU
 from oriole.model.rope import rotate
 
-__all__ = ["Context", "LatentLayer", "Pondering", "Reasoning", "Sight", "Thought"]
+__all__ = ["Context", "LatentLayer", "Pondering", "Reasoning", "Thought"]
 
 KV = tuple[Tensor, Tensor]
 
@@ -53,38 +53,6 @@ class Thought(NamedTuple):
     """Iterations made, int64."""
     confidence: Tensor
     """The probability that the token it makes likeliest is the right one, by the confidence head; fp32."""
-
-
-class Context(NamedTuple):
-    """What the block may look at beside the sequence: retrieved passages, or turns that are in it no longer."""
-
-    h: Tensor
-    """Their hidden states (B, S, D), as `Out.h`."""
-    mask: Tensor
-    """(B, S), True where there is one; a row may have none."""
-
-
-class Sight(NamedTuple):
-    """Where the tokens stand and what they may look at: the same in all layers and iterations."""
-
-    cos: Tensor
-    sin: Tensor
-    """Rotary rows (B or 1, T, 1, hd / 2)."""
-    mask: Mask | None
-    backend: Backend
-    context: Context | None
-
-    def at(self, place: Tensor) -> "Sight":
-        """The view from one place (B,) of each row: T = 1."""
-        b = len(place)
-        row = torch.arange(b, device=place.device)
-        cos, sin = (x.expand(b, *x.shape[1:])[row, place][:, None] for x in (self.cos, self.sin))
-        if self.mask is None:
-            mask = (torch.arange(self.cos.shape[1], device=place.device) <= place[:, None])[:, None, None]
-        else:
-            assert isinstance(self.mask, Tensor), "a place of a row is asked for with a cache only"
-            mask = self.mask.expand(b, *self.mask.shape[1:])[row, :, place][:, :, None]
-        return self._replace(cos=cos, sin=sin, mask=mask)
 
 
 class LatentLayer(nn.Module):
