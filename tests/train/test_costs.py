@@ -1,14 +1,20 @@
 """The model behind `oriole plan … device=…` against what others have published, and its parts against small sums."""
 
 import math
-from typing import NamedTuple
+from collections import Counter
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from oriole.model.config import ModelConfig, preset
 from oriole.model.costs import flops_per_token
+from oriole.model.deepconfig import DeepConfig
+from oriole.model.lm import LM
 from oriole.train.accelerators import parse_cluster
-from oriole.train.costs import Load, Strategy, device_memory, model_utilisation, step_cost
+from oriole.train.costs import Load, Strategy, _matrices, device_memory, launch_seconds, model_utilisation, step_cost
+from oriole.train.groups import groups_of
+from oriole.train.parallel import _blocks
 
 
 def _nanochat(depth: int, vocab: int = 32_768) -> ModelConfig:
@@ -121,3 +127,53 @@ def test_recomputed_activations_cost_a_third_more_arithmetic_and_less_memory() -
     h100 = parse_cluster("H100")
     assert step_cost(again, h100, "one").compute == pytest.approx(4 / 3 * step_cost(plain, h100, "one").compute)
     assert device_memory(again, h100, "one")["activations"] < 0.25 * device_memory(plain, h100, "one")["activations"]
+
+
+DEEP = DeepConfig(depths=(1,), tokens_ahead=3)
+
+
+def odd(pattern: str, **more: Any) -> ModelConfig:
+    """A shape none of whose widths are alike."""
+    table = {"vocab_size": 64, "dim": 32, "num_layers": 3, "num_heads": 6, "num_kv_heads": 3, "head_dim": 8}
+    return ModelConfig.model_validate(table | {"ffn_dim": 80, "context": 64, "pattern": pattern} | more)
+
+
+SHAPES: dict[str, tuple[ModelConfig, DeepConfig | None]] = {
+    "plain": (odd("G"), None),
+    "options": (odd("GgtLcrGsz"), None),
+    "experts": (odd("GeGGcte", moe={"experts": 3, "ffn_dim": 16, "shared_ffn_dim": 24, "balance": "bias"}), DEEP),
+    "deep": (odd("GGtGg", tie_embeddings=False), DEEP),
+    "latent": (odd("Gg", reasoning={"layers": 2, "steps": 3, "cross": True, "step_embedding": True}), None),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_muon_is_reckoned_with_the_matrices_that_it_moves_and_fsdp_with_the_units_that_it_cuts(name: str) -> None:
+    shape, deep = SHAPES[name]
+    with torch.device("meta"):
+        model = LM(shape)
+    if deep is not None:
+        model = LM(shape)
+        model.supervise(deep, 0)
+    found: Counter[tuple[int, int]] = Counter()
+    fused = model.fused_rows()
+    for parameter in groups_of(model, muon=True, signed=model.sign_steps()).muon:
+        rows, columns = model.get_parameter(parameter).shape
+        found.update((min(part, columns), max(part, columns)) for part in fused.get(parameter, (rows,)))
+    reckoned: Counter[tuple[int, int]] = Counter()
+    for smaller, larger, count in _matrices(shape, deep):
+        reckoned[smaller, larger] += count
+    assert reckoned == found
+
+    blocks = [sum(p.numel() for p in block.parameters()) for block in _blocks(model)]
+    rest = sum(p.numel() for p in model.parameters()) - sum(blocks)
+    load = Load(shape, 1, 8, 1, "muon", deep=deep)
+    assert load.num_params == sum(blocks) + rest
+    assert device_memory(load, parse_cluster("8xH100"), "fsdp")["gathered"] == 2 * 4 * max(*blocks, rest)
+
+
+def test_a_block_that_is_applied_again_is_launched_again() -> None:
+    latent, _ = SHAPES["latent"]
+    nine = latent.model_copy(update={"num_layers": 3 + 2 * 3, "reasoning": None})
+    assert launch_seconds(latent) == launch_seconds(nine)
+    assert launch_seconds(odd("G"), DEEP) == launch_seconds(odd("G", num_layers=5))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oriole.model.config import ModelConfig
+from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
 from oriole.train.groups import groups_of
 from oriole.train.optim import OptimConfig, Optimizer
@@ -50,6 +51,13 @@ def test_muon_takes_what_lies_between_embedding_and_head(tie: bool) -> None:
     assert set(groups.muon) == set(blocks) and groups.decayed == ()
     outside = {"embedding.weight", "scalar_heads.value.weight"} | (set() if tie else {"lm_head.weight"})
     assert outside <= set(groups.plain)
+
+
+def test_what_predicts_further_tokens_is_no_head_though_its_name_ends_like_one() -> None:
+    model = lm()
+    model.supervise(DeepConfig(tokens_ahead=2), 0)
+    inner = set(groups_of(model, muon=True).muon)
+    assert {"deep.ahead.0.join.weight", "deep.ahead.0.block.mlp.down.weight"} <= inner
 
 
 @settings(max_examples=40)

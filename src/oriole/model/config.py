@@ -296,11 +296,13 @@ class ModelConfig(Config):
 
     def num_params(self, *, active: bool = False) -> int:
         """Parameters in all; a tied head counts once. `active`: without the experts that a token does not meet."""
-        mixtures = self.expert_layers
-        mlps = (self.num_layers - mixtures) * 3 * self.dim * self.ffn_dim + mixtures * self._mixture_params(active)
-        added = sum(self._added_params(one) for one in self.layers)
-        layers = self.num_layers * (self.attention_params + self.dim) + mlps + added
-        return self.embedding_params + layers + self.dim + self._reasoning_params()
+        blocks = sum(self.block_params(layer, active=active) for layer in self.layers)
+        return self.embedding_params + blocks + self.dim + self._reasoning_params()
+
+    def block_params(self, layer: Layer, *, active: bool = False) -> int:
+        """Parameters of one block; `active` as of `num_params`."""
+        mlp = self._mixture_params(active) if layer.experts else 3 * self.dim * self.ffn_dim
+        return self.attention_params + self.dim + mlp + self._added_params(layer)
 
     @property
     def embedding_params(self) -> int:

@@ -12,7 +12,7 @@ from oriole.model.costs import OptimizerName, flops_per_token, num_params, train
 from oriole.model.deepconfig import DeepConfig
 from oriole.train.accelerators import Cluster
 
-__all__ = ["Load", "StepCost", "Strategy", "device_memory", "model_utilisation", "step_cost"]
+__all__ = ["Load", "StepCost", "Strategy", "device_memory", "launch_seconds", "model_utilisation", "step_cost"]
 
 Strategy = Literal["one", "ddp", "fsdp"]
 """one GPU; DDP: every GPU holds everything and gradients are averaged; FSDP2: each holds a part of everything."""
@@ -96,10 +96,17 @@ def step_cost(load: Load, cluster: Cluster, strategy: Strategy, network: float |
     peak = 1e12 * (gpu.tflops if load.half else gpu.fp32)
     flops = load.rows * load.length * load.flops_per_token * (RECOMPUTE if load.recompute else 1)
     arithmetic = flops / (peak * model_utilisation(shape.dim))
-    launching = (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
+    launching = launch_seconds(shape, load.deep)
     micro = max(arithmetic, launching)
     exposed = _communication(load, cluster, strategy, network, micro)
     return StepCost(load.accumulate * micro, _update(load, cluster, strategy), exposed, launching > arithmetic)
+
+
+def launch_seconds(shape: ModelConfig, deep: DeepConfig | None = None) -> float:
+    """What launching the kernels of a micro-batch costs the host; a latent block's as often as it is applied."""
+    latent = shape.reasoning.layers * shape.reasoning.steps if shape.reasoning else 0
+    applied = shape.num_layers + latent + (deep.modules if deep else 0)
+    return (KERNELS_PER_LAYER * applied + KERNELS_BESIDE) * LAUNCH_S
 
 
 def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
@@ -108,22 +115,39 @@ def _update(load: Load, cluster: Cluster, strategy: Strategy) -> float:
     share = cluster.gpus if strategy == "fsdp" else 1
     seconds = 28 * load.num_params / share / (gpu.bandwidth * 1e9)
     if load.optimizer in ("muon", "normuon"):
-        seconds += sum(5 * (4 * m * m * n + 2 * m**3) * count for m, n, count in _matrices(shape)) / (
+        seconds += sum(5 * (4 * m * m * n + 2 * m**3) * count for m, n, count in _matrices(shape, load.deep)) / (
             gpu.tflops * 1e12 * model_utilisation(shape.dim)
         )
     return seconds
 
 
-def _matrices(shape: ModelConfig) -> list[tuple[int, int, int]]:
-    """(smaller side, larger side, how many) of the matrices between embedding and head."""
-    d, q, kv = shape.dim, shape.query_dim, shape.kv_dim
-    layers, mixtures = shape.num_layers, shape.expert_layers
-    kinds = [(d, q, 2 * layers), (d, kv, 2 * layers), (d, shape.ffn_dim, 3 * (layers - mixtures))]
+def _matrices(shape: ModelConfig, deep: DeepConfig | None) -> list[tuple[int, int, int]]:
+    """(smaller side, larger side, how many) of the matrices that Muon moves (train.groups), fused ones by their parts:
+    those of the blocks, of a latent block, and of what is trained beside the model."""
+    d, r = shape.dim, shape.reasoning
+    blocks = list(shape.layers)
+    joins = 0
+    if deep is not None:  # a further token has a block like the last one, without experts, and a matrix before it
+        blocks += [shape.layers[-1]._replace(experts=False)] * deep.modules
+        joins = deep.modules
+    attentions, dense = len(blocks), sum(not block.experts for block in blocks)
+    if r is not None:
+        attentions, dense = attentions + r.layers * (2 if r.cross else 1), dense + r.layers
+    mixtures = sum(block.experts for block in blocks)
+    by_head = sum((block.gate == "head") + (block.temperature == "query") for block in blocks)
+    by_channel = sum(block.gate == "channel" for block in blocks)
+    q, kv = shape.query_dim, shape.kv_dim
+    kinds = [
+        (d, q, 2 * attentions + by_channel),
+        (d, kv, 2 * attentions),
+        (d, shape.ffn_dim, 3 * dense),
+        (d, shape.num_heads, by_head),
+        (d, 2 * d, joins),
+    ]
     if mixtures:
         kinds.append((d, shape.expert_dim, 3 * shape.moe.experts * mixtures))
-        if shape.moe.shared_ffn_dim:
-            kinds.append((d, shape.moe.shared_ffn_dim, 3 * mixtures))
-    return [(min(a, b), max(a, b), count) for a, b, count in kinds]
+        kinds.append((d, shape.moe.shared_ffn_dim, 3 * mixtures if shape.moe.shared_ffn_dim else 0))
+    return [(min(a, b), max(a, b), count) for a, b, count in kinds if count]
 
 
 def _communication(load: Load, cluster: Cluster, strategy: Strategy, network: float | None, micro: float) -> float:
@@ -159,7 +183,7 @@ def device_memory(load: Load, cluster: Cluster, strategy: Strategy) -> dict[str,
     """Bytes on one GPU by part; their sum is the peak.
 
     FSDP2 divides weights and optimizer by the number of GPUs, and gradients too unless they are summed over several
-    micro-batches; the two largest units (blocks, or embedding and head) are whole for a moment.
+    micro-batches; the two largest units (a block, or all that is in none: train.parallel) are whole for a moment.
     """
     shape = load.shape
     width = 2 if load.half else 4
@@ -167,9 +191,9 @@ def device_memory(load: Load, cluster: Cluster, strategy: Strategy) -> dict[str,
         shape, load.rows, load.length, width, load.deep, optimizer=load.optimizer, recompute=load.recompute
     )
     if strategy == "fsdp":
-        block = (shape.num_params() - shape.embedding_params) // shape.num_layers
+        blocks = [shape.block_params(layer) for layer in shape.layers]
         sharded = ("weights", "optimizer", "update", *(("gradients",) if load.accumulate == 1 else ()))
         parts |= {name: math.ceil(parts[name] / cluster.gpus) for name in sharded}
-        parts["gathered"] = 2 * 4 * max(shape.embedding_params, block)
+        parts["gathered"] = 2 * 4 * max(*blocks, load.num_params - sum(blocks))
     used = sum(parts.values())
     return parts | {"fragmentation": math.ceil((FRAGMENTATION - 1) * used), "context": int(CONTEXT_BYTES)}

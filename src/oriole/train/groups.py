@@ -42,4 +42,4 @@ def groups_of(model: nn.Module, *, muon: bool, signed: Collection[str] = ()) -> 
 
 def _is_head(name: str) -> bool:
     # A router's rows compete for a token like a head's; made orthogonal, all experts would pull alike.
-    return any(word.endswith(("head", "heads", "router")) for word in name.split("."))
+    return any(word.rpartition("_")[2] in ("head", "heads", "router") for word in name.split("."))

@@ -14,13 +14,11 @@ from oriole.train.accelerators import Cluster
 from oriole.train.costs import (
     BEST_MFU,
     CONTEXT_BYTES,
-    KERNELS_BESIDE,
-    KERNELS_PER_LAYER,
-    LAUNCH_S,
     WIDTH,
     Load,
     Strategy,
     device_memory,
+    launch_seconds,
     step_cost,
 )
 from oriole.train.recipe import Recipe
@@ -351,7 +349,7 @@ def _notes_there(recipe: Recipe, load: Load, cluster: Cluster, strategy: Strateg
 def _rows_to_fill(load: Load, cluster: Cluster) -> int:
     """Rows from which a micro-batch takes longer than launching its kernels."""
     shape = load.shape
-    launching = (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
+    launching = launch_seconds(shape, load.deep)
     speed = cluster.gpu.tflops * 1e12 * BEST_MFU * shape.dim / (shape.dim + WIDTH)
     return math.ceil(launching * speed / (load.length * load.flops_per_token))
 
@@ -370,7 +368,7 @@ def _evaluation(recipe: Recipe, shape: ModelConfig, cluster: Cluster) -> float:
     """Seconds of one evaluation: a forward pass in fp32 at half of its peak, and 48 new tokens for the prompts."""
     forward = flops_per_token(shape, recipe.train.length) / 3
     scoring = measured_parts(recipe) * recipe.eval.tokens * forward / (0.5e12 * cluster.gpu.fp32)
-    return scoring + 48 * (KERNELS_PER_LAYER * shape.num_layers + KERNELS_BESIDE) * LAUNCH_S
+    return scoring + 48 * launch_seconds(shape)
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
