@@ -4,10 +4,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,12 +18,16 @@ from oriole.config import validate
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
+from oriole.model.seq2seq import Seq2Seq
+from oriole.model.seq2seqconfig import Seq2SeqConfig
 from oriole.train import dist
 from oriole.train.batch import Batch, Packer
 from oriole.train.loop import Trainer
 from oriole.train.objectives import LMObjective, Loss
 from oriole.train.optim import Kind, OptimConfig
 from oriole.train.recipe import Recipe
+from oriole.train.seq2seq import Seq2SeqObjective
+from oriole.train.seq2seqdata import Pair, PairStream, Seq2SeqPacker
 from oriole.train.stage import run_stage
 
 STEPS = 20
@@ -75,14 +80,24 @@ class Fails(LMObjective):
         return super().__call__(lm, batch)
 
 
-def make(
-    folder: Path, *, kind: Kind = "adamw", deep: bool = False, more: dict[str, Any] | None = None, **config: Any
-) -> Trainer:
-    """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for; `deep`: with a
-    supervised depth and a further token."""
-    if deep:
-        config["lm"] = model()
-        config["lm"].supervise(DeepConfig(depths=(1,), tokens_ahead=2), seed=2)
+class Pairs:
+    """Sources and targets of uneven length, which say the source again."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __next__(self) -> list[Pair]:
+        rng = np.random.default_rng(self.given)
+        self.given += 1
+        source = rng.integers(16, VOCAB, int(rng.integers(3, 12))).tolist()
+        return [(source, [*source[: int(rng.integers(1, 9))], 2])]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+
+def make(folder: Path, *, kind: Kind = "adamw", more: dict[str, Any] | None = None, **config: Any) -> Trainer:
+    """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for."""
     optim = OptimConfig(lr=1e-2, kind=kind, cautious=kind == "normuon")
     more = {"data": Packer(Uneven(), 4, 32), "optim": optim} | (more or {})
     return trainer(folder, **({"steps": STEPS, "accumulate": 4, "log_every": 1, "dropout": 0.0} | config), more=more)
@@ -94,6 +109,29 @@ def experts(folder: Path, **config: Any) -> Trainer:
     torch.manual_seed(1)
     lm = LM(SHAPE.model_validate(SHAPE.model_dump() | {"pattern": "Ge", "moe": moe}))
     return make(folder, kind="normuon", lm=lm, **config)
+
+
+def option(name: str, folder: Path, **config: Any) -> Trainer:
+    """A trainer of a model that has many of the options at once."""
+    torch.manual_seed(1)
+    lm: LM | Seq2Seq
+    more: dict[str, Any] = {}
+    match name:
+        case "layers":  # gates, temperatures, residual scales, experts, a supervised depth, a further token
+            moe = {"experts": 5, "active": 2, "ffn_dim": 24, "shared_ffn_dim": 16, "balance": "bias"}
+            lm = LM(SHAPE.model_validate(SHAPE.model_dump() | {"pattern": "GcsrLgtze", "window": 8, "moe": moe}))
+            lm.supervise(DeepConfig(depths=(1,), tokens_ahead=2), seed=2)
+        case "latent":
+            reasoning = {"steps": 3, "layers": 2, "step_embedding": True}
+            lm = LM(SHAPE.model_validate(SHAPE.model_dump() | {"pattern": "GcrL", "reasoning": reasoning}))
+        case _:
+            table = {"vocab_size": VOCAB, "dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_heads": 4}
+            lm = Seq2Seq(Seq2SeqConfig.model_validate(table | {"ffn_dim": 48, "positions": "relative"}))
+            more = {"objective": Seq2SeqObjective(0.1), "data": Seq2SeqPacker(cast(PairStream, Pairs()), 4, 24, 16)}
+    return make(folder, lm=lm, more=more, **({"steps": 8} | config))
+
+
+OPTIONS = ("layers", "latent", "seq2seq")
 
 
 def losses(made: Trainer) -> list[float]:
@@ -108,9 +146,13 @@ def weights(made: Trainer) -> str:
 
 def LM_of(made: Trainer) -> torch.nn.Module:
     plain = torch.nn.Module()
-    for name, parameter in made.model.named_parameters():
-        plain.register_buffer(name.replace(".", "/"), parameter.detach().clone())
+    for name, tensor in plain_weights(made).items():
+        plain.register_buffer(name.replace(".", "/"), tensor)
     return plain
+
+
+def plain_weights(made: Trainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
 
 
 def half(folder: Path, **config: Any) -> list[float]:
@@ -144,9 +186,13 @@ def trajectories(folder: Path) -> dict[str, Any]:
         third = make(folder / f"normuon-{kind}", kind="normuon", parallel=other)
         third.fit()
         found[f"normuon {kind}+{other}"] += losses(third)
-        deep = make(folder / f"deep-{kind}", parallel=kind, deep=True, steps=8)
-        deep.fit()
-        found[f"deep {kind}"] = losses(deep)
+        for name in OPTIONS:
+            optional = option(name, folder / f"{name}-{kind}", parallel=kind)
+            optional.fit()
+            found[f"{name} {kind}"] = losses(optional)
+            with optional.parallel.gathered():
+                if dist.rank() == 0:
+                    save_file(plain_weights(optional), folder / f"{name}-{kind}.safetensors")
         mixture = experts(folder / f"experts-{kind}", parallel=kind)
         mixture.fit()
         found[f"experts {kind}"] = losses(mixture)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -24,7 +25,10 @@ from oriole.model.folder import save_model
 from oriole.model.lm import LM
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import THINK, THINK_END, Tokenizer
+from oriole.train.batch import Rows, shifted
+from oriole.train.objectives import iteration_loss
 
+WORDS = ("golden", "willow", "白鹭", "千秋雪")
 GREEDY: Options = {"temperature": 0.0, "max_new_tokens": 24}
 
 
@@ -196,6 +200,47 @@ def test_steps_may_be_chosen_and_are_otherwise_the_models_own(thinker: Oriole) -
 def test_a_model_without_the_block_says_so(oriole: Oriole) -> None:
     with pytest.raises(ModelError, match=r"without a latent block .* train one with model\.reasoning\.steps=4"):
         oriole.generate_with_reasoning("天?")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Oriole:
+    """A model that was trained in Python to answer with the word that stands in a passage beside the conversation."""
+    torch.manual_seed(1)
+    lm = LM(ModelConfig.model_validate({
+        "vocab_size": tokenizer.vocab_size, "dim": 32, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2,
+        "head_dim": 8, "ffn_dim": 48, "context": 64, "reasoning": {"steps": 2, "cross": True},
+    }))  # fmt: skip
+    chats = [render([Message("user", "?"), Message("assistant", word)], tokenizer) for word in WORDS]
+    packed = Rows(len(chats), max(len(ids) for ids, _ in chats))
+    for row, (ids, mask) in enumerate(chats):
+        packed.add(row, *shifted(np.array(ids), np.array(mask)))
+    batch = packed.batch()
+    optimizer = torch.optim.Adam(lm.parameters(), 1e-2)
+    for _ in range(60):
+        beside = lm.context_of([[tokenizer.encode("two orioles"), tokenizer.encode(word)] for word in WORDS])
+        loss = iteration_loss(
+            lm, lm(batch.tokens, batch.doc, batch.pos, context=beside).mid, batch.targets.flatten(), batch.rows
+        )
+        optimizer.zero_grad()
+        loss.sum.backward()
+        assert all(p.grad is not None for p in lm.parameters())
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("reader")
+    save_model(lm, folder, chat=True)
+    tokenizer.save(folder, chat=True, context=64)
+    return Oriole(folder)
+
+
+def test_passages_beside_the_conversation_decide_the_answer(reader: Oriole) -> None:
+    for word in WORDS:
+        told = reader.generate_with_reasoning("?", passages=["two orioles", word], **GREEDY)
+        assert told.text == word and len(told.ids) == len(told.steps)
+    assert reader.generate_with_reasoning("?", **GREEDY).text == reader.generate("?", **GREEDY)
+
+
+def test_passages_for_a_model_that_cannot_look_at_them_are_refused(thinker: Oriole) -> None:
+    with pytest.raises(ModelError, match="looks at no context beside the tokens"):
+        thinker.generate_with_reasoning("天?", passages=["sing"])
 
 
 def test_a_request_does_not_depend_on_those_beside_it(thinker: Oriole) -> None:

@@ -177,6 +177,36 @@ def test_a_context_is_seen_whole_and_only_where_it_is_given(make: Callable[..., 
     near(none[0], out[0])
 
 
+def test_passages_are_read_by_themselves_and_each_row_has_its_own(make: Callable[..., LM]) -> None:
+    model = make(reasoning=FULL)
+    a, b, c = ([int(i) for i in tokens(1, n)[0]] for n in (3, 5, 4))
+    made = model.context_of([[a, b], [], [c]])
+    assert made.mask.tolist() == [[True] * 8, [False] * 8, [True] * 4 + [False] * 4]
+    for row, at, ids in ((0, slice(0, 3), a), (0, slice(3, 8), b), (2, slice(0, 4), c)):
+        near(made.h[row, at], model(torch.tensor([ids])).h[0])
+    x = tokens(3, 6)
+    near(model(x, context=made).h[1], model(x[1:2]).h[0])
+    with pytest.raises(ModelError, match="129 tokens exceed the model's context of 128"):
+        model.context_of([[a, [5] * 129]])
+    with pytest.raises(ModelError, match="a context of 3 rows beside 2 rows of tokens"):
+        model(x[:2], context=made)
+
+
+@pytest.mark.parametrize("most", [64, 4])
+def test_a_cache_and_pieces_of_a_prompt_change_nothing_of_what_is_seen_beside(
+    make: Callable[..., LM], most: int
+) -> None:
+    model, x = make(reasoning=FULL), tokens(2, 10)
+    beside = context(2, 5)._replace(mask=torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
+    pondering = Pondering(5, 0.5)
+    with torch.inference_mode():
+        whole, cache = model(x, context=beside, pondering=pondering), Cache(model.config, 2, 16)
+        lengths = torch.tensor([9, 9])
+        out = model.prefill(x[:, :9], lengths, cache, most=most, pondering=pondering, context=beside)
+        near(out.h[:, 0], whole.h[:, 8])
+        near(model(x[:, 9:], cache=cache, context=beside, pondering=pondering).h[:, 0], whole.h[:, 9])
+
+
 def test_the_state_stays_bounded_however_long_it_goes_on(thinker: LM) -> None:
     states: list[float] = []
     thinker.norm.register_forward_hook(lambda _, args, __: states.append(float(args[0].detach().norm())))
@@ -289,7 +319,7 @@ def test_what_cannot_be_is_named(make: Callable[..., LM], thinker: LM) -> None:
         plain(x, pondering=Pondering(2))
     with pytest.raises(ModelError, match="no latent block to reason with"):
         plain.head("confidence", plain(x).h)
-    with pytest.raises(ModelError, match=r"looks at no context; .* model.reasoning.cross=true"):
+    with pytest.raises(ModelError, match=r"looks at no context beside the tokens; .* is trained in Python"):
         thinker(x, context=context(1, 2))
     for bad in ({"steps": 0}, {"threshold": 1.5}, {"layer": 1}):
         with pytest.raises(ConfigError, match=r"reasoning\."):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_processes import STEPS, experts, losses, make
+from safetensors.torch import load_file
+from toy_processes import OPTIONS, STEPS, experts, losses, make, option, plain_weights
 from toy_rl import SHAPE, tokenizer
 
 from oriole.config import validate
@@ -46,15 +47,22 @@ def test_one_process_equals_two_of_either_kind_and_checkpoints_are_interchangeab
     one.fit()
     normuon = make(tmp_path / "normuon", kind="normuon")
     normuon.fit()
-    deep = make(tmp_path / "deep", deep=True, steps=8)
-    deep.fit()
+    options = {name: option(name, tmp_path / name) for name in OPTIONS}
+    for made in options.values():
+        made.fit()
     mixture = experts(tmp_path / "experts")
     mixture.fit()
 
     first, second = found("trajectories", tmp_path)
     assert first == second
-    for kind in ("ddp", "fsdp"):
-        assert first.pop(f"deep {kind}") == pytest.approx(losses(deep), abs=1e-5)
+    for name, made in options.items():
+        own = plain_weights(made)
+        for kind in ("ddp", "fsdp"):
+            assert first.pop(f"{name} {kind}") == pytest.approx(losses(made), abs=1e-5)
+            theirs = load_file(tmp_path / f"{name}-{kind}.safetensors")
+            assert theirs.keys() == own.keys()
+            for parameter, tensor in own.items():
+                torch.testing.assert_close(theirs[parameter], tensor, atol=1e-4, rtol=1e-3, msg=f"{kind} {parameter}")
     pairs = {"ddp+fsdp", "fsdp+ddp"}
     mixtures = {"experts ddp", "experts fsdp"}
     wanted = {"ddp", "fsdp", "one+ddp", "one+fsdp"} | pairs | mixtures

@@ -26,7 +26,7 @@ from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import ReasoningConfig
 from oriole.model.folder import load_model
 from oriole.model.lm import LM
-from oriole.model.reasoning import Pondering
+from oriole.model.reasoning import Context, Pondering
 from oriole.model.seq2seq import Seq2Seq
 from oriole.model.seq2seqfolder import is_seq2seq, load_seq2seq
 from oriole.text.template import Message, render
@@ -222,6 +222,7 @@ class Oriole:
         history: History | None = None,
         *,
         system: str | None = None,
+        passages: Sequence[str] = (),
         max_steps: int | None = None,
         threshold: float | None = None,
         **options: Unpack[Options],
@@ -229,11 +230,13 @@ class Oriole:
         """`generate` for a model with a latent block, with the steps and the confidence of every token.
 
         The block is applied at most `max_steps` times for a token, and no more once the model is surer than `threshold`
-        (1: it never halts before); both as in the model's config where they are not given. `ModelError` for a model
-        without such a block.
+        (1: it never halts before); both as in the model's config where they are not given. `passages` are no part of
+        the conversation: a block that was trained to (`reasoning.cross`) looks at their states. `ModelError` for a
+        model without such a block.
         """
-        table = self.model.config.reasoning if isinstance(self.model, LM) else None
-        if table is None:
+        model = self.model
+        table = model.config.reasoning if isinstance(model, LM) else None
+        if table is None or not isinstance(model, LM):
             raise ModelError(
                 f"{self.folder} holds a model without a latent block to reason with; train one with "
                 "model.reasoning.steps=4, or call generate"
@@ -245,7 +248,11 @@ class Oriole:
             "max_steps, threshold",
         )
         how = _generation(options)
-        engine = self.engine(1, Pondering(table.steps, table.threshold))
+        beside = None
+        if passages:
+            with torch.inference_mode():
+                beside = model.context_of([[self.tokenizer.encode(passage) for passage in passages]])
+        engine = self.engine(1, Pondering(table.steps, table.threshold), beside)
         engine.submit(
             self.prompt(conversation(query, history, system), how), how.sampling(self.stop_ids), self._ends(how)
         )
@@ -309,9 +316,9 @@ class Oriole:
             return self.tokenizer.encode(messages[-1].content)
         return render(messages, self.tokenizer, generation=True, thinking=thinking)[0]
 
-    def engine(self, batch: int, pondering: Pondering | None = None) -> Engine:
-        """A fresh engine for the model that gives only ids the tokenizer knows; `pondering` as of `Engine`."""
-        return Engine(self.model, batch, vocab_size=self.tokenizer.vocab_size, pondering=pondering)
+    def engine(self, batch: int, pondering: Pondering | None = None, beside: Context | None = None) -> Engine:
+        """A fresh engine for the model that gives only ids the tokenizer knows; the rest as of `Engine`."""
+        return Engine(self.model, batch, vocab_size=self.tokenizer.vocab_size, pondering=pondering, beside=beside)
 
     def _ends(self, how: Generation) -> Constraint | None:
         """What ends a `<think>` block when its budget is used up."""

@@ -118,6 +118,8 @@ def _plan_stage(
     from oriole.train.workload import steps_of
 
     shape = _shape(name, recipe, recipes)
+    if problem := recipe.too_long_for(shape):
+        raise ConfigError(f"{name}: {problem}")
     tokens = _tokens(recipe, scratch)
     if cluster is not None:
         return plan_there(name, recipe, shape, tokens, cluster, network=keys.network, price=keys.price)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from oriole.errors import ModelError
 from oriole.infer.sample import Sampling, sample
-from oriole.model.lm import LM, NO_REASONING, Out
-from oriole.model.reasoning import Pondering
+from oriole.model.lm import LM, NO_CONTEXT, NO_REASONING, Out
+from oriole.model.reasoning import Context, Pondering
 from oriole.model.seq2seq import Seq2Seq
 
 __all__ = ["Completion", "Constraint", "Engine", "Event", "Finish", "Pondered"]
@@ -93,11 +93,13 @@ class Engine:
         context: int | None = None,
         vocab_size: int | None = None,
         pondering: Pondering | None = None,
+        beside: Context | None = None,
     ) -> None:
         """At most `max_batch` requests run at a time, the others wait. `context` may shorten the model's own.
 
         Ids from `vocab_size` on never come: for embeddings that were padded beyond the tokenizer. `pondering` says how
-        long a model with a latent block thinks over each id, by default as its config does.
+        long a model with a latent block thinks over each id, by default as its config does; `beside`, one row of
+        context, is what it looks at in all requests.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch = {max_batch}: at least one request must be able to run")
@@ -108,6 +110,9 @@ class Engine:
         r = model.config.reasoning if isinstance(model, LM) else None
         if pondering is not None and r is None:
             raise ModelError(NO_REASONING)
+        if beside is not None and (r is None or not r.cross):
+            raise ModelError(NO_CONTEXT)
+        self.beside = beside
         self.pondering = pondering or (Pondering(r.steps, r.threshold) if r is not None else None)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
@@ -223,7 +228,7 @@ class Engine:
         if isinstance(self.model, Seq2Seq):
             out = self.model.prefill(tokens, lengths, cache)
         else:
-            out = self.model.prefill(tokens, lengths, cache, most=PREFILL_TOKENS, pondering=self.pondering)
+            out = self.model.prefill(tokens, lengths, cache, most=PREFILL_TOKENS, **self._thinking(len(prompts)))
         self._cache.keep(first, cache)
         return self.model.head("logits", out.h[:, -1]), _pondered(out)
 
@@ -233,12 +238,14 @@ class Engine:
         count = len(self._running)
         cache = self._cache.rows(0, count)
         tokens = torch.tensor([[r.ids[-1]] for r in self._running])
-        out = self.model(tokens.to(self._device), cache=cache, **self._thinking())
+        out = self.model(tokens.to(self._device), cache=cache, **self._thinking(count))
         self._cache.keep(0, cache)
         return self.model.head("logits", out.h[:, -1]), _pondered(out)
 
-    def _thinking(self) -> dict[str, Any]:
-        return {} if self.pondering is None else {"pondering": self.pondering}
+    def _thinking(self, rows: int) -> dict[str, Any]:
+        """How a model with a latent block is called, for so many rows."""
+        beside = self.beside and Context(*(x.expand(rows, *x.shape[1:]) for x in self.beside))
+        return {} if self.pondering is None else {"pondering": self.pondering, "context": beside}
 
     def _sample(self, logits: Tensor, rows: list[_Request]) -> list[int]:
         masks = None

@@ -122,7 +122,8 @@ class ReasoningConfig(Config):
     threshold: float = Field(0.9, gt=0, le=1)
     """A token halts in use when its confidence is above it; 1: never before the last step."""
     cross: bool = False
-    """The layers also look at a context that is given beside the tokens: retrieved passages, earlier turns."""
+    """The layers also look at a context that is given beside the tokens: retrieved passages, earlier turns. No stage of
+    a recipe gives one, so that such a model is trained in Python (`LM.context_of`)."""
     step_embedding: bool = False
     """A learnt vector for each iteration, as in the Universal Transformer."""
     confidence_weight: float = Field(0.1, gt=0)

@@ -24,6 +24,10 @@ from oriole.model.rope import Angles
 __all__ = ["LM", "Cache", "Head", "Out", "check_context"]
 
 NO_REASONING = "this model has no latent block to reason with; train one with model.reasoning.steps=4"
+NO_CONTEXT = (
+    "this model looks at no context beside the tokens; one that does has reasoning.cross and is trained in Python: "
+    "LM(tokens, context=LM.context_of(passages))"
+)
 
 Head = Literal["logits", "value", "reward", "confidence"]
 
@@ -215,7 +219,9 @@ class LM(nn.Module):
                 raise ModelError(NO_REASONING)
             return Out(self.norm(x), mid, aux, metrics)
         if context is not None and not self.reasoning.config.cross:
-            raise ModelError("this model looks at no context; train one with model.reasoning.cross=true")
+            raise ModelError(NO_CONTEXT)
+        if context is not None and len(context.h) != b:
+            raise ModelError(f"a context of {len(context.h)} rows beside {b} rows of tokens; give each row its own")
         latent = layers[len(self.blocks) :]
         if pondering is None:
             every = self.reasoning.iterations(x, sights[-1], self.norm, latent, recompute=recompute)
@@ -223,13 +229,36 @@ class LM(nn.Module):
         h, thought = self.reasoning.ponder(x, sights[-1], self.norm, latent, pondering)
         return Out(h, (), aux, metrics, thought)
 
+    def context_of(self, rows: Sequence[Sequence[Sequence[int]]]) -> Context:
+        """What passages (token ids) give a latent block to look at: their states, each passage read by itself. Every
+        row has passages of its own; one with none sees nothing. `ModelError` for a passage longer than the context."""
+        self._check_context(max((len(ids) for passages in rows for ids in passages), default=0))
+        width = max(1, *(sum(map(len, passages)) for passages in rows))
+        tokens, pos, doc = (torch.full((len(rows), width), n, dtype=torch.int64) for n in (0, 0, -1))
+        for row, passages in enumerate(rows):
+            start = 0
+            for number, ids in enumerate(passages):
+                at = slice(start, start := start + len(ids))
+                tokens[row, at], doc[row, at] = torch.tensor(ids, dtype=torch.int64), number
+                pos[row, at] = torch.arange(len(ids))
+        device = self.embedding.weight.device
+        tokens, pos, doc = (x.to(device) for x in (tokens, pos, doc))
+        return Context(self(tokens, doc, pos).h, doc >= 0)
+
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache in the model's precision."""
         weight = self.embedding.weight
         return Cache(self.config, batch, length, dtype=weight.dtype, device=weight.device)
 
     def prefill(
-        self, tokens: Tensor, lengths: Tensor, cache: Cache, *, most: int, pondering: Pondering | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        cache: Cache,
+        *,
+        most: int,
+        pondering: Pondering | None = None,
+        context: Context | None = None,
     ) -> Out:
         """Read prompts (B, T), of which the first `lengths` (B,) tokens count, into empty rows: several at once, or a
         single one in pieces of `most` tokens. The states, (B, 1, D), are those of the last token of each, which says
@@ -240,7 +269,7 @@ class LM(nn.Module):
             piece = slice(start, start + most)
             at = (lengths - 1 - start).clamp(max=most - 1)
             thinking = pondering and pondering._replace(at=at)
-            out = self(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=thinking)
+            out = self(tokens[:, piece], doc=doc[:, piece], cache=cache, pondering=thinking, context=context)
         place = torch.arange(len(tokens), device=tokens.device), at
         thought = out.thought and Thought(*(x[place][:, None] for x in out.thought))
         return Out(out.h[place][:, None], (), out.aux, out.metrics, thought)

@@ -145,6 +145,11 @@ class Reasoning(nn.Module):
         out: Tensor = self.confidence_head(h).squeeze(-1)
         return out
 
+    def looking_beside(self) -> list[nn.Module]:
+        """The parts that work for a context alone; none without `cross`."""
+        layers = [layer for layer in self.layers if isinstance(layer, LatentLayer)]
+        return [part for layer in layers for part in (layer.cross_norm, layer.cross_attention) if part is not None]
+
     def set_dropout(self, p: float) -> None:
         """Dropout probability of the layers' branches while training."""
         for layer in self.layers:

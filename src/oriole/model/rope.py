@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from oriole.errors import ModelError
 from oriole.model.config import ModelConfig
 from oriole.model.seq2seqconfig import Seq2SeqConfig
 
@@ -117,11 +118,15 @@ def _table(config: ModelConfig | Seq2SeqConfig) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("oriole::rotary_rows", mutates_args=())
 def rotary_rows(table: Tensor, pos: Tensor) -> Tensor:
-    """Rows of a rotary table (length, hd / 2) at the positions pos (B, T): (B, T, 1, hd / 2).
+    """Rows of a table of angles (length, n) at the positions pos (B, T): (B, T, 1, n).
 
     An operator of its own, so that a compiler looks them up once and not in every layer, element by element.
+    `ModelError` where the table has no such position; a GPU's own kernels refuse it in words of theirs.
     """
-    return table[pos][:, :, None]
+    try:
+        return table[pos][:, :, None]
+    except IndexError as error:
+        raise ModelError(f"position {int(pos.max())} is beyond the model's context of {len(table)}") from error
 
 
 @rotary_rows.register_fake

@@ -19,7 +19,7 @@ from oriole.text.tokenizer import Tokenizer
 from oriole.train.batch import IGNORE, Batch, Packer
 from oriole.train.device import choose_device, choose_dtype
 from oriole.train.divergence import PLAIN, Cached, Chunks, Live, Mixed, distillation
-from oriole.train.lmtask import measure, steps
+from oriole.train.lmtask import measure, say_what_is_cut, steps
 from oriole.train.loop import Data
 from oriole.train.objectives import ChunkFunction, Loss, cross_entropy_chunk, head_weight, of_units, supervision
 from oriole.train.prepare import make_shards, weighted
@@ -86,6 +86,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     model = supervised(recipe, model_for(recipe, tokenizer, init))
     teacher = _teacher(recipe, table, model, tokenizer)
     train, val = make_shards(recipe, tokenizer)
+    say_what_is_cut(recipe, train)
     parts, shares = weighted(recipe, train)
     chat = any(recipe.format_of(part) == "chat" for part in recipe.parts.values())
     stream = Mixture(parts, shares, seed=recipe.train.seed, length=recipe.train.length)
@@ -156,7 +157,8 @@ def _bpb(
     recipe: Recipe, table: DistillTable, device: torch.device, val: Mapping[str, Shards | View]
 ) -> dict[str, float]:
     """The teacher's bits per byte by part; it is loaded for this, for a cached teacher is gone by now."""
-    teacher, length = load_model(table.teacher, device), recipe.eval.length or recipe.train.length
+    teacher = load_model(table.teacher, device)
+    length = recipe.window(teacher.config)
     bpb = {n: round(bits_per_byte(teacher, s, length=length, max_tokens=recipe.eval.tokens), 4) for n, s in val.items()}
     say("the teacher's bits per byte: " + ", ".join(f"{name} {value:.3f}" for name, value in bpb.items()))
     return bpb

@@ -181,7 +181,8 @@ class EvalTable(Config):
     tokens: int = Field(20_000, ge=256)
     """At most this many validation tokens for each part."""
     length: int = Field(0, ge=0)
-    """Tokens in a window of validation text, which sees nothing before it; 0: as in training."""
+    """Tokens in a window of validation text, which sees nothing before it; 0: as in training. Never more than the
+    model's context."""
     holdout: float = Field(0.005, gt=0, lt=0.5)
     """Share of documents and chats held out where a part names no validation files."""
     holdout_pairs: float = Field(0.1, gt=0, lt=0.5)
@@ -313,9 +314,32 @@ class Recipe(Config):
             self._pairs_possible()
         elif isinstance(self.model, Seq2SeqConfig):
             raise ValueError(f'model is an encoder-decoder, which stage = "{self.stage}" does not train; use seq2seq')
-        if isinstance(self.model, str):
-            preset(self.model)  # a wrong name is reported now, not after the tokenizer has been trained
+        shape = preset(self.model) if isinstance(self.model, str) else self.model  # a wrong name is reported now
+        new = self.init == "random" or (self.stage == "pretrain" and not self.init)
+        if new and isinstance(shape, ModelConfig):  # and this, too, not after the tokenizer has been trained
+            if problem := self.too_long_for(shape):
+                raise ValueError(problem)
+            if shape.reasoning is not None and shape.reasoning.cross:
+                raise ValueError(
+                    "model.reasoning.cross=true is for models trained in Python, whose latent block looks at passages "
+                    "beside the tokens (LM.context_of); no stage of a recipe has such passages, so leave it out here"
+                )
         return self
+
+    def too_long_for(self, shape: ModelConfig) -> str:
+        """What is wrong where a row's document may reach beyond the positions that a model of that shape knows, else
+        "". In the stages that learn pairs or answers these are held to the context one by one."""
+        if self.stage not in ("pretrain", "sft", "distill") or self.train.length <= shape.context:
+            return ""
+        return (
+            f"train.length={self.train.length} is beyond the model's context of {shape.context} tokens; lower it to "
+            f"that, or make the context longer: model.context={self.train.length} for a new model, model.rope_scaling "
+            "and model.rope_factor for a parent's"
+        )
+
+    def window(self, shape: ModelConfig) -> int:
+        """Tokens of a window of validation text."""
+        return min(self.eval.length or self.train.length, shape.context)
 
     def _rollouts_possible(self) -> None:
         """What the stages that learn from their own answers need."""

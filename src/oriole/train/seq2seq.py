@@ -64,7 +64,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
     train, val = make_shards(recipe, tokenizer)
     model = _model(recipe, tokenizer, init)
     chats = any(recipe.format_of(part) != "text" for part in recipe.parts.values())
-    source_length = settings.source_length or _source_length(recipe, model.config, train)
+    source_length = _source_length(recipe, model.config, train)
 
     def packer() -> Seq2SeqPacker:
         return _packer(recipe, model.config, train, source_length)
@@ -73,10 +73,7 @@ def build(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> Task:
         save_seq2seq(model, folder, chat=chats)
         tokenizer.save(folder, chat=chats)
 
-    pairs = {
-        name: list(itertools.islice(_held_out(recipe, shards, name), recipe.eval.tokens))
-        for name, shards in val.items()
-    }
+    pairs = {name: _measurable(recipe, model.config, shards, name) for name, shards in val.items()}
 
     def evaluate(step: int) -> dict[str, Any]:
         bpb = {name: round(_measure(recipe, model, some, val[name]), 4) for name, some in pairs.items()}
@@ -138,8 +135,10 @@ def _packer(
 
 
 def _source_length(recipe: Recipe, config: Seq2SeqConfig, train: Mapping[str, Shards | View]) -> int:
-    """S, so that sources and targets fill their rows alike; at least what the longest but few need."""
-    stream = _stream(recipe, config, train, config.context)
+    """S: what the recipe says, or so that sources and targets fill their rows alike, at least what the longest but few
+    need. Says how many pairs are left out because they fit nowhere."""
+    given = recipe.seq2seq.source_length
+    stream = _stream(recipe, config, train, given or config.context)
     pairs: list[Pair] = []
     while len(pairs) < SAMPLE:
         pairs += next(stream)
@@ -148,10 +147,13 @@ def _source_length(recipe: Recipe, config: Seq2SeqConfig, train: Mapping[str, Sh
     wanted = max(recipe.train.length * ratio, sources[int(0.999 * (len(sources) - 1))])
     if stream.left_out:
         say(
-            f"{stream.left_out} of {stream.left_out + stream.given} pairs are left out: they are longer than a row of "
-            f"{recipe.train.length} tokens or the model's context of {config.context}",
+            f"{stream.left_out} of {stream.left_out + stream.given} pairs are left out: a source is longer than "
+            f"{stream.source} tokens, or a target than {stream.target}, which is what a row and the model's context of "
+            f"{config.context} hold",
             "yellow",
         )
+    if given:
+        return given
     return math.ceil(wanted / STEP) * STEP
 
 
@@ -170,6 +172,19 @@ def _steps(recipe: Recipe, packer: Seq2SeqPacker, train: Mapping[str, Shards | V
         pairs = (table.epochs or 0) * whole * packer.stream.given / packer.stream.drawn
         rows = pairs * count / packed
     return max(1, math.ceil(rows / (table.batch_size * table.accumulate)))
+
+
+def _measurable(recipe: Recipe, config: Seq2SeqConfig, shards: Shards | View, name: str) -> list[Pair]:
+    """Held-out pairs that the model can read, more than are looked at; says how many it cannot."""
+    pairs = list(itertools.islice(_held_out(recipe, shards, name), recipe.eval.tokens))
+    fitting = [pair for pair in pairs if max(map(len, pair)) <= config.context]
+    if len(fitting) < len(pairs):
+        say(
+            f"{len(pairs) - len(fitting)} of {len(pairs)} held-out pairs of {name} are not measured: they are longer "
+            f"than the model's context of {config.context}",
+            "yellow",
+        )
+    return fitting
 
 
 def _held_out(recipe: Recipe, shards: Shards | View, name: str) -> Iterator[Pair]:
@@ -196,8 +211,7 @@ def _measure(recipe: Recipe, model: Seq2Seq, pairs: list[Pair], shards: Shards |
         left -= len(pair[0]) + len(pair[1])
         if left < 0 and some:
             break
-        if max(map(len, pair)) <= model.config.context:
-            some.append(pair)
+        some.append(pair)
     return target_bits_per_byte(model, some, torch.from_numpy(shards.byte_lengths.copy()))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from oriole.errors import ModelError
+from oriole.errors import ConfigError, ModelError
 from oriole.log import judged_worse
 from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import preset
@@ -95,14 +95,19 @@ def model_for(recipe: Recipe, tokenizer: Tokenizer, init: Path | None) -> LM:
         shape = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
         assert not isinstance(shape, Seq2SeqConfig), "recipe.py refuses it in other stages"
         model = LM(shape.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    if problem := recipe.too_long_for(model.config):
+        raise ConfigError(problem)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ModelError(
             f"{init} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
             "they belong to different models"
         )
-    if model.reasoning is not None and recipe.stage not in ("pretrain", "sft"):
-        # Other losses say nothing about being right; and what never gets a gradient would hold up a group of processes.
-        model.reasoning.confidence_head.requires_grad_(False)
+    if model.reasoning is not None:
+        # What never gets a gradient would hold up a group of processes.
+        if recipe.stage not in ("pretrain", "sft"):  # other losses say nothing about being right
+            model.reasoning.confidence_head.requires_grad_(False)
+        for part in model.reasoning.looking_beside():  # at a context, which no stage gives
+            part.requires_grad_(False)
     model.set_dropout(**recipe.train.dropouts)
     model.recompute = recipe.train.recompute
     return model
