@@ -16,6 +16,7 @@ from toy_training import SHAPE, VOCAB, Counting, Records, digest, model, trainer
 
 from oriole.config import validate
 from oriole.errors import ConfigError, Interrupted, OrioleError, PeerFailed
+from oriole.model.costs import OptimizerName
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
 from oriole.model.seq2seq import Seq2Seq
@@ -24,7 +25,7 @@ from oriole.train import dist
 from oriole.train.batch import Batch, Packer
 from oriole.train.loop import Trainer
 from oriole.train.objectives import LMObjective, Loss
-from oriole.train.optim import Kind, OptimConfig
+from oriole.train.optim import OptimConfig
 from oriole.train.recipe import Recipe
 from oriole.train.seq2seq import Seq2SeqObjective
 from oriole.train.seq2seqdata import Pair, PairStream, Seq2SeqPacker
@@ -96,7 +97,11 @@ class Pairs:
         return {"given": self.given}
 
 
-def make(folder: Path, *, kind: Kind = "adamw", more: dict[str, Any] | None = None, **config: Any) -> Trainer:
+def packed_pairs() -> Seq2SeqPacker:
+    return Seq2SeqPacker(cast(PairStream, Pairs()), 4, 24, 16)
+
+
+def make(folder: Path, *, kind: OptimizerName = "adamw", more: dict[str, Any] | None = None, **config: Any) -> Trainer:
     """A trainer whose step has 16 rows, on uneven data, without dropout unless it is asked for."""
     optim = OptimConfig(lr=1e-2, kind=kind, cautious=kind == "normuon")
     more = {"data": Packer(Uneven(), 4, 32), "optim": optim} | (more or {})
@@ -127,7 +132,7 @@ def option(name: str, folder: Path, **config: Any) -> Trainer:
         case _:
             table = {"vocab_size": VOCAB, "dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_heads": 4}
             lm = Seq2Seq(Seq2SeqConfig.model_validate(table | {"ffn_dim": 48, "positions": "relative"}))
-            more = {"objective": Seq2SeqObjective(0.1), "data": Seq2SeqPacker(cast(PairStream, Pairs()), 4, 24, 16)}
+            more = {"objective": Seq2SeqObjective(0.1), "data": packed_pairs()}
     return make(folder, lm=lm, more=more, **({"steps": 8} | config))
 
 

@@ -153,6 +153,8 @@ def test_what_an_untrained_option_does() -> None:
     x = torch.randint(0, 97, (1, 64))
     scaled = [model(x).h[0, -1] for model in (fresh("Gs", num_layers=1), fresh(num_layers=1))]
     torch.testing.assert_close(*scaled)  # 64 keys of a context of 64: s log n = 1
+    windowed = [model(x[:, :8]).h[0, -1] for model in (fresh("Ls", num_layers=1, window=8), fresh(num_layers=1))]
+    torch.testing.assert_close(*windowed)  # 8 keys of a window of 8
     half, whole = fresh("Gg", num_layers=1), fresh(num_layers=1)
     for model in (half, whole):
         torch.nn.init.zeros_(model.blocks[0].mlp.down.weight)  # type: ignore[union-attr,arg-type]
@@ -279,6 +281,7 @@ def test_dropout_takes_whole_heads_of_a_row_and_keeps_the_mean() -> None:
     assert torch.equal(per_head.min(-1).values, per_head.max(-1).values)
     assert set(y.unique().tolist()) == {0.0, 1.25}
     assert float(y.mean()) == pytest.approx(1.0, abs=0.02)
+    assert (per_head.amax(-1).var(1) > 0).all() and (per_head.amax(-1).var(0) > 0).all()  # each head by itself
 
 
 def test_heads_are_dropped_while_training_only() -> None:

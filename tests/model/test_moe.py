@@ -16,7 +16,7 @@ from oriole.model.config import LoraConfig, ModelConfig
 from oriole.model.costs import flops_per_token, training_memory
 from oriole.model.folder import load_model, read_config, save_model
 from oriole.model.lm import LM, Cache
-from oriole.model.moe import MoE, balance_loss, mixture
+from oriole.model.moe import TILE, MoE, _segments, balance_loss, mixture
 
 Make = Callable[..., LM]
 SMALL = {"experts": 4, "active": 2}
@@ -63,6 +63,21 @@ def test_grouped_products_equal_every_expert_on_every_token(make: Make, kind: st
     for name, reference in by_eager.items():
         assert reference.abs().max() > 0, name
         torch.testing.assert_close(by_grouped[name], reference, atol=1e-5 * float(reference.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 40, 70])
+def test_segments_are_whole_tiles_that_hold_every_pair_once(n: int) -> None:
+    """Of experts that have no token as well: GPU kernels take no segment that is empty or begins within a tile."""
+    choice = torch.tensor([[4, 1]] * n)
+    place, ends, rows = _segments(choice, 6)
+    sizes = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+    assert bool((sizes % TILE == 0).all()) and int(sizes.min()) == TILE and int(ends[-1]) <= rows
+    assert len(set(place.tolist())) == 2 * n
+    expert = torch.searchsorted(ends, place.to(ends.dtype), right=True)
+    assert torch.equal(expert, choice.flatten())
+    with torch.no_grad():  # few pairs lie close together
+        _, ends, rows = _segments(choice, 6)
+    assert (int(ends[-1]) == rows == 2 * n) or 2 * n >= 6 * TILE
 
 
 @pytest.mark.parametrize("n", [1, 7, 300])

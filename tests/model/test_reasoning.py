@@ -62,6 +62,29 @@ def test_one_iteration_is_a_plain_model_with_more_blocks(make: Callable[..., LM]
     assert torch.equal(thinker(x).h, plain(x).h)
 
 
+@torch.no_grad()
+def test_iterations_are_those_of_the_formula(make: Callable[..., LM]) -> None:
+    """Of a single token, whose attention gives its value whatever it asks: that of the first iteration."""
+    model = make(reasoning={"steps": 3, "layers": 1, "step_embedding": True})
+    r, ends = model.reasoning, []
+    assert r is not None and r.step_embedding is not None
+    layer = r.layers[0]
+    model.blocks[-1].register_forward_hook(lambda _, __, out: ends.append(out[0][0, 0]))
+    x = tokens(1, 1)
+    every, longer = model(x).mid, model(x, pondering=Pondering(5)).h
+    e = state = ends[0]
+    value = None
+    for i in range(5):
+        s = e + torch.sigmoid(r.keep) * (state - e) + r.step_embedding.weight[min(i, 2)]
+        if value is None:
+            value = layer.attention.kv(layer.attention_norm(s))[32:].view(2, 16).repeat_interleave(2, 0).flatten()
+        s = s + layer.attention.out(value)
+        state = s + layer.mlp(layer.mlp_norm(s))
+        if i < 3:
+            near(every[i][0, 0], model.norm(state))
+    near(longer[0, 0], model.norm(state))
+
+
 def test_without_the_block_the_model_is_the_plain_one() -> None:
     config = preset("demo").model_copy(update={"num_layers": 1, "vocab_size": 50})
     torch.manual_seed(0)
@@ -230,6 +253,12 @@ def test_gradients_reach_every_parameter_in_training(make: Callable[..., LM]) ->
     ]
     near(loss.metrics["first_loss"], reads[0])
     near(loss.metrics["last_loss"], reads[2])
+    doubts = []
+    for h in model(x, doc).mid:
+        right = (model.head("logits", h).argmax(-1) == batch.targets).float()
+        odds = model.head("confidence", h)
+        doubts.append(torch.nn.functional.binary_cross_entropy_with_logits(odds, right, reduction="sum"))
+    near(loss.metrics["confidence_loss"], torch.stack(doubts).mean())
     near(loss.sum, sum(reads) / 3 + 0.1 * loss.metrics["confidence_loss"])
 
 

@@ -335,6 +335,42 @@ def test_dropout_acts_on_embeddings_and_branches_in_training_only() -> None:
     model.train()
     assert (model(target, source=source).h - plain).abs().max() > 0.1
     assert (model.encode(source) != model.encode(source)).any()
+    model.dropout = 0.0  # the branches alone
+    assert (model.encode(source) != model.encode(source)).any()
+    model.set_dropout(0.0)
+    model.dropout = 0.3  # the embeddings alone
+    assert (model.encode(source) != model.encode(source)).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_of_sources_is_not_seen_where_each_row_is_one_pair(form: str) -> None:
+    model = build(form)
+    (source, target, other) = ids(5, 4, 9)
+    padded = torch.cat([F.pad(source, (0, 4), value=33), other])
+    doc = torch.tensor([[0] * 5 + [-1] * 4, [0] * 9])
+    both = model(torch.cat([target, target]), source=padded, source_doc=doc).h
+    torch.testing.assert_close(both[0], model(target, source=source).h[0], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(both[1], model(target, source=other).h[0], atol=2e-5, rtol=2e-5)
+
+
+def test_weights_begin_as_each_form_has_them() -> None:
+    torch.manual_seed(0)
+    shape = SHAPE | {"dim": 128, "ffn_dim": 256, "vocab_size": 400}
+    classic, modern = (Seq2Seq(Seq2SeqConfig.model_validate(shape | more)) for more in (CLASSIC, {}))
+    layer = classic.decoder[0]
+    assert float(classic.embedding.weight.detach().std()) == pytest.approx(128**-0.5, rel=0.02)
+    for weight, fan in ((layer.attention.q.weight, 256), (layer.cross.kv.weight, 256), (layer.mlp.up.weight, 384)):
+        bound = (6 / fan) ** 0.5  # Glorot & Bengio 2010; keys and values are two matrices
+        assert 0.98 * bound < float(weight.detach().abs().max()) <= bound
+    assert not layer.mlp.up.bias.any() and bool((layer.mlp_norm.weight == 1).all())
+    layer = modern.decoder[0]
+    small = 0.02 / (2 * 2 + 3 * 2) ** 0.5  # so many branches write into the residual streams
+    for weight, std in (
+        (layer.attention.q.weight, 0.02),
+        (layer.cross.out.weight, small),
+        (layer.mlp.down.weight, small),
+    ):
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.03)
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

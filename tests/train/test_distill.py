@@ -136,8 +136,11 @@ def test_what_cannot_be_is_named(make: Any, base: Path, tmp_path: Path, monkeypa
     train_tokenizer([("en", "another text, and so another tokenizer")], vocab_size=275).save(other, chat=False)
     with pytest.raises(ModelError, match=r"the teacher .*other has another tokenizer than the student"):
         built(make(teacher=other))
-    with pytest.raises(ModelError, match=r"reads 64 tokens at most; lower train\.length \(65\)"):
+    with pytest.raises(ConfigError, match=r"train\.length=65 is beyond the model's context of 64"):
         built(make(train={"length": 65}))
+    longer = {"rope_scaling": "yarn", "rope_factor": 2.0}
+    with pytest.raises(ModelError, match=r"reads 64 tokens at most; lower train\.length \(65\)"):
+        built(make(train={"length": 65, "model": longer}))
     with pytest.raises(ConfigError, match=r"distill\.top_k=300 is all of 300 tokens; use 0"):
         built(make(top_k=300))
     with pytest.raises(ConfigError, match=r"stage distill, and no other, has a table \[distill\]"):

@@ -232,7 +232,7 @@ class LM(nn.Module):
     def context_of(self, rows: Sequence[Sequence[Sequence[int]]]) -> Context:
         """What passages (token ids) give a latent block to look at: their states, each passage read by itself. Every
         row has passages of its own; one with none sees nothing. `ModelError` for a passage longer than the context."""
-        self._check_context(max((len(ids) for passages in rows for ids in passages), default=0))
+        check_context(max((len(ids) for passages in rows for ids in passages), default=0), self.config.context)
         width = max(1, *(sum(map(len, passages)) for passages in rows))
         tokens, pos, doc = (torch.full((len(rows), width), n, dtype=torch.int64) for n in (0, 0, -1))
         for row, passages in enumerate(rows):
