@@ -5,7 +5,8 @@
 
 Speed: both in one process, in turn, a step as `bench.train` has it (forward, loss, backward, clip, AdamW). Balance: a
 small model learns the built-in corpus, once with each way of balancing and once with none; the table has the load of
-the busiest expert over the mean, in the layer where that is highest, over 16,384 held-out tokens, and bits per byte.
+the busiest expert over the mean, in the layer where that is highest, over the 65,536 tokens that training would have
+read next and over 16,384 held-out ones, and bits per byte.
 """
 
 import statistics
@@ -28,7 +29,7 @@ from oriole.model.config import ModelConfig, preset
 from oriole.model.lm import LM
 from oriole.text.mixture import Mixture
 from oriole.text.shards import Shards
-from oriole.train.batch import Packer
+from oriole.train.batch import Batch, Packer
 from oriole.train.device import choose_device, choose_dtype
 from oriole.train.loop import TrainConfig, Trainer
 from oriole.train.objectives import LMObjective
@@ -41,11 +42,12 @@ DEFAULTS = {
     "json": "",
 }  # fmt: skip
 
-HELD_OUT = 16_384
-"""Tokens by which the load is judged."""
+NEXT, HELD_OUT = 65_536, 16_384
+"""Tokens by which the load is judged: of the training stream as it goes on, and held out."""
 
 BALANCES: dict[str, dict[str, Any]] = {
-    "loss": {"balance": "loss"}, "bias": {"balance": "bias"}, "none": {"balance": "loss", "balance_weight": 0.0},
+    "loss": {"balance": "loss"}, "loss, 0.1": {"balance": "loss", "balance_weight": 0.1}, "bias": {"balance": "bias"},
+    "none": {"balance": "loss", "balance_weight": 0.0},
 }  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def _balance(chosen: dict[str, Any]) -> dict[str, Any]:
                 runs[name].append(_run(table, seed, shards, Path(folder), chosen))
                 print(f"{name}, seed {seed}: {runs[name][-1]}", file=sys.stderr, flush=True)
     shown = Table(title=f"{chosen['experts']} experts, {chosen['active']} for each token, {chosen['steps']} steps")
-    for column in ("balance", "load", "dead", "entropy", "bits per byte"):
+    for column in ("balance", "load", "load, held out", "dead", "entropy", "bits per byte"):
         shown.add_column(column, justify="left" if column == "balance" else "right")
     for name, some in runs.items():
         shown.add_row(name, *(f"{statistics.mean(r[key] for r in some):.3f}" for key in some[0]))
@@ -129,23 +131,36 @@ def _run(
     torch.manual_seed(seed)
     model = LM(validate(ModelConfig, shape, "the mixture"))
     halves = dict.fromkeys(LANGS, 0.5)
+    stream = Packer(Mixture(shards["pretrain"], halves, seed=seed, length=length), rows, length)
     with tempfile.TemporaryDirectory(dir=folder) as run:
         Trainer(
             model,
             LMObjective(),
-            Packer(Mixture(shards["pretrain"], halves, seed=seed, length=length), rows, length),
+            stream,
             TrainConfig(steps=int(chosen["steps"]), seed=seed, compile=False, device="cpu", dtype=chosen["dtype"]),
             OptimConfig(lr=float(chosen["lr"])),
             Path(run),
             metrics=Records(),
         ).fit()
     model.eval()
+    # The stream as it goes on, not from its start: a packer's first rows are not like the later ones.
+    coming = _joined([next(stream) for _ in range(NEXT // (rows * length))])
     held_out = next(Packer(Mixture(shards["val"], halves, seed=0, length=length), HELD_OUT // length, length))
     with torch.inference_mode():
-        metrics = model(held_out.tokens, held_out.doc, held_out.pos).metrics
-    figures = {name: float(metrics[name]) for name in ("expert_load", "dead_experts", "router_entropy")}
+        metrics, other = (model(batch.tokens, batch.doc, batch.pos).metrics for batch in (coming, held_out))
+    figures = {
+        "expert_load": float(metrics["expert_load"]),
+        "held_out_load": float(other["expert_load"]),
+        "dead_experts": float(metrics["dead_experts"]),
+        "router_entropy": float(metrics["router_entropy"]),
+    }
     parts = [bits_per_byte(model, shards["val"][lang], length=length, max_tokens=4000) for lang in LANGS]
     return figures | {"bpb": sum(parts) / len(parts)}
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """The rows of all batches as one batch."""
+    return Batch(*(torch.cat([getattr(b, name) for b in batches]) for name in ("tokens", "targets", "doc", "pos")))
 
 
 if __name__ == "__main__":

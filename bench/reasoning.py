@@ -39,8 +39,8 @@ from oriole.train.objectives import LMObjective
 from oriole.train.optim import OptimConfig, Optimizer
 
 DEFAULTS = {
-    "steps": 2500, "seeds": 1, "dim": 128, "layers": 2, "latent": 1, "iterations": 4, "hops": 4, "families": 28,
-    "sums": 4000, "held": 0.1, "batch": 96, "lr": 4e-3, "muon_lr": 0.02, "vocab": 512, "tested": 400,
+    "steps": 2000, "seeds": 1, "first_seed": 0, "dim": 128, "layers": 1, "latent": 1, "iterations": 4, "hops": 4,
+    "families": 28, "sums": 4000, "held": 0.1, "batch": 96, "lr": 4e-3, "muon_lr": 0.02, "vocab": 512, "tested": 400,
     "kinds": "chain,sum", "lang": "en", "sides": "reasoning,plain,deep", "step_embedding": False, "json": "",
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def main() -> None:
     """Train, measure and print."""
     chosen = settings(DEFAULTS)
     results: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(int(chosen["seeds"])):
+    for seed in range(int(chosen["first_seed"]), int(chosen["first_seed"]) + int(chosen["seeds"])):
         train, held, tokenizer = _questions(chosen, seed)
         for side in str(chosen["sides"]).split(","):
             torch.manual_seed(seed)
