@@ -44,9 +44,14 @@ def stamped(case: str, chosen: dict[str, Any], result: dict[str, Any]) -> dict[s
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "settings": chosen,
+        "settings": {key: _without_folders(value) for key, value in chosen.items()},
         **result,
     }
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting without the place that it has on one machine: of an absolute path its last name."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def save(case: str, chosen: dict[str, Any], result: dict[str, Any], also: str | None = None) -> None:
