@@ -43,7 +43,7 @@ class Asked:
     path: str
     headers: dict[str, str]
     sent: int = 0
-    """Bytes of the body that were sent."""
+    """Bytes of the body that were sent, or of which the last piece was about to be."""
 
     @property
     def range(self) -> str:
@@ -140,8 +140,8 @@ class Server:
                 try:
                     for i in range(0, len(data), 1 << 16):
                         time.sleep(pause)
+                        asked.sent += len(data[i : i + (1 << 16)])  # before the client can know of it
                         self.wfile.write(data[i : i + (1 << 16)])
-                        asked.sent += len(data[i : i + (1 << 16)])
                     self.wfile.flush()
                 except OSError:  # the client has left
                     self.close_connection = True

@@ -21,7 +21,7 @@ def toy(run: Path, **train: object) -> Recipe:
     table = {
         "stage": "pretrain",
         "run": str(run),
-        "model": SHAPE.model_dump(),
+        "model": SHAPE.model_dump() | {"context": 256},
         "parts": {"zh": {"files": ["zh"]}},
         "train": {"tokens": 1e5, "batch_size": 4, "length": 32, "accumulate": 3, "compile": False} | train,
         "eval": {"tokens": 256},

@@ -52,11 +52,11 @@ def test_rules_lie_near_what_was_found_for_the_small_recipes() -> None:
 
 @given(st.sampled_from(sorted(PRESETS)), st.floats(1e6, 1e11), st.integers(1, 4096))
 def test_auto_becomes_numbers_that_a_recipe_may_have(model: str, tokens: float, rows: int) -> None:
-    made = recipe({**AUTO, "tokens": tokens, "batch_size": rows}, model=model)
+    made = recipe({**AUTO, "tokens": tokens, "batch_size": rows, "length": 512}, model=model)
     train = made.train
     assert 1e-5 < train.lr < 0.2 and 1e-4 < train.muon_lr < 2 and train.accumulate >= 1 and train.weight_decay > 0
-    step = train.accumulate * rows * 1024
-    assert train.accumulate == 1 or abs(step - best_batch(tokens)) <= rows * 1024
+    step = train.accumulate * rows * 512
+    assert train.accumulate == 1 or abs(step - best_batch(tokens)) <= rows * 512
     assert set(made.derived) == {"train.lr", "train.muon_lr", "train.weight_decay", "train.accumulate"}
 
 
