@@ -46,8 +46,8 @@ NEXT, HELD_OUT = 65_536, 16_384
 """Tokens by which the load is judged: of the training stream as it goes on, and held out."""
 
 BALANCES: dict[str, dict[str, Any]] = {
-    "loss": {"balance": "loss"}, "loss, 0.1": {"balance": "loss", "balance_weight": 0.1}, "bias": {"balance": "bias"},
-    "none": {"balance": "loss", "balance_weight": 0.0},
+    "loss": {"balance": "loss"}, "loss, 0.01": {"balance": "loss", "balance_weight": 0.01},
+    "bias": {"balance": "bias"}, "none": {"balance": "loss", "balance_weight": 0.0},
 }  # fmt: skip
 
 

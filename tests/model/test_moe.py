@@ -276,7 +276,7 @@ def test_the_folder_is_a_qwen3_moe(make: Make, tmp_path: Path, pattern: str) -> 
     model = make(pattern=pattern, num_layers=3, **KINDS["loss"])
     save_model(model, tmp_path, chat=False)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["model_type"], config["router_aux_loss_coef"]) == ("qwen3_moe", 0.01)
+    assert (config["model_type"], config["router_aux_loss_coef"]) == ("qwen3_moe", 0.1)
     assert "model.layers.0.mlp.experts.3.gate_proj.weight" in load_file(tmp_path / "model.safetensors")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(theirs).__name__ == "Qwen3MoeForCausalLM"
