@@ -120,7 +120,7 @@ class ReasoningConfig(Config):
     """Iterations while training, and at most in use unless a call says otherwise."""
     layers: int = Field(1, ge=1)
     """Layers of the block; all iterations share their weights."""
-    threshold: float = Field(0.9, gt=0, le=1)
+    threshold: float = Field(0.95, gt=0, le=1)
     """A token halts in use when its confidence is above it; 1: never before the last step."""
     cross: bool = False
     """The layers also look at a context that is given beside the tokens: retrieved passages, earlier turns. No stage of
