@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oriole.apps.api import Generation, Options, Oriole, Placement, find_model
+from oriole.apps.api import Generation, Options, Oriole, Placement
 from oriole.apps.conversation import conversation, to_message
+from oriole.apps.found import find_model
 from oriole.apps.thinking import AnswerText
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
 from oriole.model.folder import load_model, save_model

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from oriole import cli
 from oriole.apps import report
-from oriole.apps.api import find_model
+from oriole.apps.found import find_model
 from oriole.cli import gate
 from oriole.config import to_toml, validate
 from oriole.errors import DataError, ModelError

@@ -6,8 +6,6 @@ m.generate("你好！", [("Hi!", "Hello! What can I do for you?")], temperature=
 """
 
 import bisect
-import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack, final
@@ -16,12 +14,12 @@ import torch
 from pydantic import Field, field_validator
 
 from oriole.apps.conversation import History, conversation, to_message, turn
+from oriole.apps.found import find_model, stop_ids
 from oriole.apps.thinking import AnswerText, Piece, Reasoned, budget
 from oriole.config import Config, validate
 from oriole.errors import ConfigError, DataError, ModelError, ResourceError
 from oriole.infer.engine import Constraint, Engine
 from oriole.infer.sample import Sampling
-from oriole.log import judged_worse, say
 from oriole.model.adapter import is_adapter, load_adapted
 from oriole.model.config import ReasoningConfig
 from oriole.model.folder import load_model
@@ -30,12 +28,9 @@ from oriole.model.reasoning import Context, Pondering
 from oriole.model.seq2seq import Seq2Seq
 from oriole.model.seq2seqfolder import is_seq2seq, load_seq2seq
 from oriole.text.template import Message, render
-from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
+from oriole.text.tokenizer import IM_END, Tokenizer
 
-__all__ = ["Generation", "History", "Options", "Oriole", "Placement", "Reasoned", "find_model", "to_message"]
-
-STAGE_ORDER = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo", "distill", "seq2seq")
-"""Which of two stages is the later one where their files bear the same time."""
+__all__ = ["Generation", "History", "Options", "Oriole", "Placement", "Reasoned", "to_message"]
 
 BATCH = 32
 """Answers that are generated side by side."""
@@ -126,7 +121,7 @@ class Oriole:
         self.folder = find_model(path)
         self.model: LM | Seq2Seq = _load(self.folder)
         self.tokenizer = Tokenizer.load(self.folder)
-        self.stop_ids = _stop_ids(self.folder)
+        self.stop_ids = stop_ids(self.folder)
         if self.tokenizer.vocab_size > self.model.config.vocab_size:
             raise ModelError(
                 f"{self.folder} has a tokenizer of {self.tokenizer.vocab_size:,} ids but a model of "
@@ -371,65 +366,6 @@ def _load(folder: Path) -> LM | Seq2Seq:
     if is_adapter(folder):
         return load_adapted(folder)
     return load_seq2seq(folder) if is_seq2seq(folder) else load_model(folder)
-
-
-def find_model(path: str | Path) -> Path:
-    """The model folder that a run, a stage or a model folder means; an adapter folder is one, too.
-
-    In a run it is the newest stage that can chat, or where none can, the newest that can write. A stage that was found
-    worse than its parent is passed over, and that is said.
-    """
-    path = Path(path)
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file() or is_adapter(folder):
-            return folder
-    found = [f.parent for f in path.glob("*/model/config.json") if _writes(f)]
-    if not found:
-        what = "has no finished stage yet" if path.is_dir() else "does not exist"
-        if any(path.glob("*/model/config.json")):
-            what = "holds a reward model, which scores answers and writes none"
-        raise ModelError(f"no model at {path}: it {what}; give a run, a stage or a model folder")
-    worse = {folder for folder in found if judged_worse(folder.parent)}
-    chosen = max(found, key=lambda folder: (IM_END in _stop_ids(folder), folder not in worse, _age(folder)))
-    passed = sorted(folder.parent.name for folder in worse if _age(folder) > _age(chosen))
-    if passed:
-        say(
-            f"using {chosen.parent.name}: {', '.join(passed)} of {path} came out worse than the parent (oriole report "
-            f"{path} says why)",
-            "yellow",
-        )
-    return chosen
-
-
-def _age(folder: Path) -> tuple[float, int]:
-    stage = folder.parent.name
-    return (folder / "config.json").stat().st_mtime, STAGE_ORDER.index(stage) if stage in STAGE_ORDER else -1
-
-
-def _writes(config: Path) -> bool:
-    """Whether it is a language model, unlike a reward model or an embedder."""
-    kinds = _read_json(config).get("architectures") or ["CausalLM"]
-    return any(str(kind).endswith(("CausalLM", "ConditionalGeneration")) for kind in kinds)
-
-
-def _stop_ids(folder: Path) -> tuple[int, ...]:
-    """The end marks the folder names, in `generation_config.json` or else in `config.json`."""
-    for name in ("generation_config.json", "config.json"):
-        ids = _read_json(folder / name).get("eos_token_id")
-        if isinstance(ids, int):
-            return (ids,)
-        if isinstance(ids, list) and ids and all(isinstance(i, int) for i in ids):
-            return tuple(ids)
-    return (END_OF_TEXT,)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; nothing where there is none: whoever needs more says what is missing."""
-    with contextlib.suppress(OSError, ValueError):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict):
-            return data
-    return {}
 
 
 def _require(device: torch.device) -> None:
