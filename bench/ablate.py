@@ -52,10 +52,10 @@ from oriole.train.recipe import Recipe
 from oriole.train.stage import run_stage
 
 DEFAULTS = {
-    "data": "", "corpora": "", "options": "", "seeds": 3, "preset": "demo", "tokens": 1.0e6, "batch": 16, "seq": 256,
-    "pretrain_tokens": 6.0e5, "sft_tokens": 5.0e5, "sft_batch": 12, "sft_seq": 128, "eval_tokens": 20_000,
-    "questions": 720, "vocab_size": 4096, "device": "auto", "compile": "auto", "work": "", "json": "", "table": False,
-    "one": False,
+    "data": "", "corpora": "", "options": "", "first_seed": 0, "seeds": 3, "preset": "demo", "tokens": 1.0e6,
+    "batch": 16, "seq": 256, "pretrain_tokens": 6.0e5, "sft_tokens": 5.0e5, "sft_batch": 12, "sft_seq": 128,
+    "eval_tokens": 20_000, "questions": 720, "vocab_size": 4096, "device": "auto", "compile": "auto", "work": "",
+    "json": "", "table": False, "one": False,
 }  # fmt: skip
 
 SAME = {
@@ -163,7 +163,8 @@ def _todo(chosen: dict[str, Any], there: set[str]) -> list[Line]:
     if "real" in corpora and not chosen["data"]:
         raise SystemExit("the corpus real is a folder that `oriole data pack` has made: data=FOLDER")
     todo = []
-    for seed in range(int(chosen["seeds"])):
+    first = int(chosen["first_seed"])
+    for seed in range(first, first + int(chosen["seeds"])):
         for corpus in corpora:
             known = options(int(chosen["sft_seq" if corpus == "builtin" else "seq"]))
             names = _words(chosen["options"]) or list(known)

@@ -2,8 +2,8 @@
 
     make bench-gpu                              both, one after the other
     python -m bench.gpu part=1 json=F           matrix peak, training at three sizes beside Hugging Face, attention
-    python -m bench.gpu part=2 json=F           decoding, packed beside padded rows, three minutes of learning
-    python -m bench.gpu part=1 sizes=demo batch=2 seq=128       a dry run on a CPU
+    python -m bench.gpu part=2 json=F           decoding, windows, experts, packed beside padded rows, learning
+    python -m bench.gpu part=1 sizes=demo batch=2 seq=128       a dry run on a CPU; part=2 likewise
 
 Nothing is needed but PyTorch and the checkout: packages that the machine lacks are taken from the wheels in `wheels`
 (`make gpu-wheels` puts them there). MFU is given of the card's data sheet and of the product measured here. A case that
@@ -47,7 +47,8 @@ _take_wheels(Path(next((word[7:] for word in sys.argv if word.startswith("wheels
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from bench.record import save, settings  # noqa: E402
+from bench import moe, window  # noqa: E402
+from bench.record import save, settings, wait  # noqa: E402
 from bench.train import measure, peak_product  # noqa: E402
 from oriole.infer.engine import Engine  # noqa: E402
 from oriole.infer.sample import Sampling  # noqa: E402
@@ -154,10 +155,10 @@ def _attention(device: torch.device, dtype: torch.dtype, length: int) -> dict[st
         )
         seconds = []
         for _ in range(8):
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             call(q, k, v, mask, backend=backend).square().sum().backward()
-            _wait(device)
+            wait(device)
             seconds.append(time.perf_counter() - start)
         out[backend] = [round(1e3 * s, 3) for s in seconds[3:]]
     return out
@@ -174,6 +175,8 @@ def _second(
     length = int(chosen["seq"]) or 1024
     return {
         "decode": lambda: _decode(size, device, dtype),
+        "window": lambda: _window(size, length, device, dtype),
+        "experts": lambda: _experts(size, rows, length, device),
         "packing": lambda: _packing(size, rows, length, device, dtype),
         "learning": lambda: _learning(float(chosen["learn_s"])),
     }
@@ -190,10 +193,32 @@ def _decode(size: str, device: torch.device, dtype: torch.dtype) -> dict[str, An
         for _ in range(3):
             start = time.perf_counter()
             Engine(model, max_batch=users).run([(row, sampling) for row in ids])
-            _wait(device)
+            wait(device)
             rates.append(users * 128 / (time.perf_counter() - start))
         out[f"users_{users}"] = [round(r, 1) for r in rates]
     return out
+
+
+def _window(size: str, length: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Prompts of 4 and 32 times the length through the engine's pieces and a cache; and training on rows of 16 times
+    the length, as one document, with windows and without."""
+    settings = {"patterns": "L,LLLG,G", "lengths": f"{4 * length},{32 * length}", "device": str(device)}
+    settings |= {"preset": size, "dtype": str(dtype).removeprefix("torch."), "window": length // 2}
+    out = window.measure(window.DEFAULTS | settings)
+    row, steps = 16 * length, 5
+    for pattern in ("L", "LLLG", "G"):
+        changes = {"pattern": pattern, "window": length // 2, "context": row}
+        result = measure(preset(size).model_copy(update=changes), 1, row, device, dtype, compiled=True, steps=steps)
+        kept = ("seconds", "tokens_per_second", "peak_memory_bytes")
+        out[f"training_{pattern}"] = {"length": row} | {key: result[key] for key in kept}
+        torch.compiler.reset()
+    return out
+
+
+def _experts(size: str, rows: int, length: int, device: torch.device) -> dict[str, Any]:
+    """Training with experts in every layer, two of eight for a token, beside the dense model of as many weights a
+    token."""
+    return moe.speed(moe.DEFAULTS | {"preset": size, "batch": rows, "seq": length, "device": str(device)})
 
 
 class _Chats:
@@ -233,14 +258,14 @@ def _packing(size: str, rows: int, length: int, device: torch.device, dtype: tor
         for step in range(10):
             batch = next(packer) if name == "packed" else _padded(chats, rows, length)
             real = int((batch.doc >= 0).sum())
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             batch = batch.to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = objective(call, batch).sum / objective.weight(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step(1, loss.detach())
-            _wait(device)
+            wait(device)
             if step >= 3:
                 rates.append(real / (time.perf_counter() - start))
         out[name] = [round(r, 1) for r in rates]
@@ -284,11 +309,6 @@ def _learning(seconds: float) -> dict[str, Any]:
         "mfu": [r.get("mfu") for r in steps],
         "data_wait": [r["data_wait"] for r in steps],
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.record import ratio, save, settings
+from bench.record import ratio, save, settings, wait
 from bench.smart import LANGS, Records, demo_shards
 from bench.train import oriole_step
 from oriole.config import validate
@@ -56,7 +56,7 @@ def main() -> None:
     chosen = settings(DEFAULTS)
     match chosen["what"]:
         case "speed":
-            result = _speed(chosen)
+            result = speed(chosen)
         case "balance":
             result = _balance(chosen)
         case other:
@@ -64,7 +64,8 @@ def main() -> None:
     save("moe", chosen, result, str(chosen["json"]) or None)
 
 
-def _speed(chosen: dict[str, Any]) -> dict[str, Any]:
+def speed(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The case's record: seconds of every step of either model, and their ratio."""
     dense = preset(str(chosen["preset"]))
     table = {"pattern": chosen["pattern"], "moe": {"experts": chosen["experts"], "active": chosen["active"]}}
     mixture = validate(ModelConfig, dense.model_dump() | table, "the mixture")
@@ -82,8 +83,7 @@ def _speed(chosen: dict[str, Any]) -> dict[str, Any]:
         for name, step in steps.items():
             start = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
 
     shown = Table(title=f"{chosen['preset']}, batch {rows} x {length}, {dtype}, {device}")

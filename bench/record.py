@@ -54,6 +54,12 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
+def wait(device: torch.device) -> None:
+    """Until a GPU has done all that it was given; on a CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def save(case: str, chosen: dict[str, Any], result: dict[str, Any], also: str | None = None) -> None:
     """Append the result to bench/results/<device>.jsonl, and write it to the file `also` if one is named."""
     record = stamped(case, chosen, result)

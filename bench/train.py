@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.record import ratio, save, settings
+from bench.record import ratio, save, settings, wait
 from oriole.model.config import ModelConfig, preset
 from oriole.model.costs import flops_per_token
 from oriole.model.lm import LM
@@ -89,8 +89,7 @@ def measure(
         for name, step in runs.items():
             start = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
 
     peak = peak_product(device, dtype)
@@ -224,8 +223,7 @@ def _best(a: torch.Tensor, b: torch.Tensor, device: torch.device) -> float:
     for _ in range(4):
         start = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return best
 

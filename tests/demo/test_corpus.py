@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_no_examined_conversation_is_trained(files: dict[str, Rows]) -> None:
 
 def test_no_prompt_was_asked_in_fine_tuning_or_is_examined(splits: Splits, files: dict[str, Rows]) -> None:
     def sums(texts: list[str]) -> set[tuple[int, str, int]]:
-        found = (match for text in texts for match in re.findall(r"(\d+)([+-])(\d+)", text))
+        found = (match for text in texts for match in re.findall(r"(\d+) ?([+-]) ?(\d+)", text))
         return {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in found}
 
     rows = files["prompts.jsonl"]
@@ -216,11 +217,11 @@ def test_held_out_sums_appear_nowhere(splits: Splits, folder: Path, files: dict[
     assert len(hidden) >= 300
     text = "\n".join(sft_turns(files) + [t for lang in LANGS for t in running(files, lang)])
     text += "\n".join(row["text"] for lang in LANGS for row in files[f"val_{lang}.jsonl"])
-    found = {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in re.findall(r"(\d+)([+-])(?=(\d+))", text)}
+    found = {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in re.findall(r"(\d+) ?([+-]) ?(?=(\d+))", text)}
     assert not found & hidden
     followups = [row for row in files["eval.jsonl"] if row["kind"] == "followup"]
     talk = "\n".join(turn["content"] for row in followups for turn in row["messages"])
-    shown = {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in re.findall(r"(\d+)([+-])(?=(\d+))", talk)}
+    shown = {numbers.Sum(int(a), sign, int(b)).pair for a, sign, b in re.findall(r"(\d+) ?([+-]) ?(?=(\d+))", talk)}
     assert not shown & hidden
 
 
@@ -341,3 +342,15 @@ def test_values_are_named_as_in_the_glossary() -> None:
 def test_dates_are_days_of_the_year() -> None:
     assert sum(values.MONTH_DAYS) == 365
     assert values.date(5, 3) == ("3 May", "5月3日")
+
+
+def test_every_other_sum_is_asked_with_spaces_whatever_its_numbers() -> None:
+    rng = random.Random(0)
+    train = numbers.split_sums().train
+    for lang in LANGS:
+        asked = [(each, numbers.ask(each, lang, rng)) for each in train]
+        spaced = [each for each, question in asked if f"{each.a} {each.sign} {each.b}" in question]
+        tight = [each for each, question in asked if each.question in question]
+        assert len(spaced) + len(tight) == len(train) and 0.45 < len(spaced) / len(train) < 0.55
+        means = [sum(each.result % 2 for each in group) / len(group) for group in (spaced, tight)]
+        assert abs(means[0] - means[1]) < 0.06, "the spaces tell something of the answer"

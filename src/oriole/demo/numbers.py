@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -86,16 +87,23 @@ def turned(each: Sum, rng: random.Random) -> Sum:
 
 
 _QUESTIONS: dict[Lang, tuple[str, ...]] = {
-    "en": ("{q}=?", "What is {q}?", "How much is {q}?", "Please work out {q}."),
-    "zh": ("{q}=?", "{q}等于多少？", "{q}是多少？", "请算一下{q}。"),
+    "en": ("{q}{s}=?", "What is {q}?", "How much is {q}?", "Please work out {q}."),
+    "zh": ("{q}{s}=?", "{q}{s}等于多少？", "{q}{s}是多少？", "请算一下{s}{q}。"),
 }
+"""q: the sum; s: a space between it and Chinese, if it has spaces of its own."""
 
 
 def ask(each: Sum, lang: Lang, rng: random.Random) -> str:
-    return rng.choice(_QUESTIONS[lang]).format(q=each.question)
+    """A question in one of its forms, every other one with spaces: 27 + 15. Which is a matter of its characters, so
+    that it takes no random number, and tells nothing of the answer."""
+    form = rng.choice(_QUESTIONS[lang])
+    tight = form.format(q=each.question, s="")
+    if zlib.crc32(tight.encode()) % 2:
+        return tight
+    return form.format(q=f"{each.a} {each.sign} {each.b}", s=" ")
 
 
-_ASKED = re.compile(r"(\d+)([+-])(\d+)")
+_ASKED = re.compile(r"(\d+) ?([+-]) ?(\d+)")
 
 
 def unasked(pool: Iterable[Sum], texts: Iterable[str]) -> list[Sum]:
