@@ -48,7 +48,7 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from bench import moe, window  # noqa: E402
-from bench.record import save, settings, wait  # noqa: E402
+from bench.record import device_name, save, settings, stamped, wait  # noqa: E402
 from bench.train import measure, peak_product  # noqa: E402
 from oriole.infer.engine import Engine  # noqa: E402
 from oriole.infer.sample import Sampling  # noqa: E402
@@ -78,6 +78,7 @@ def main() -> None:
     cases = _first(chosen, device, dtype) if int(chosen["part"]) == 1 else _second(chosen, device, dtype)
     target = Path(str(chosen["json"]))
     result: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    result["run"] = {"device": device_name(), **stamped("gpu", {}, {})}
     begin = time.monotonic()
     for name, case in cases.items():
         if time.monotonic() - begin > LIMIT_S - 60:

@@ -4,7 +4,6 @@ Run by `make test` where torch sees a GPU; `make bench-gpu` has the figures.
 """
 
 import copy
-import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from toy_training import Counting, Records, digest, model, trainer
 from oriole.errors import Interrupted
 from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
-from oriole.model.attention import attend, mask_for
+from oriole.model.attention import Backend, attend, mask_for
 from oriole.model.config import ModelConfig
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.lm import LM
@@ -67,12 +66,13 @@ def lm(changes: dict[str, Any]) -> LM:
 
 
 def batch() -> Batch:
-    """Two rows of 300 tokens: documents of 90, and one document with padding behind it."""
-    t = 300
+    """Two rows of 384 tokens, three blocks of FlexAttention's: documents of 90, none of which fills a block, and one
+    document that does, with padding behind it."""
+    t = 384
     generator = torch.Generator().manual_seed(1)
     place = torch.arange(t)
-    doc = torch.stack([place // 90, torch.where(place < 250, 0, -1)]).int()
-    pos = torch.stack([place % 90, torch.where(place < 250, place, 0)])
+    doc = torch.stack([place // 90, torch.where(place < 330, 0, -1)]).int()
+    pos = torch.stack([place % 90, torch.where(place < 330, place, 0)])
     tokens, targets = torch.randint(0, VOCAB, (2, 2, t), generator=generator)
     return Batch(tokens, torch.where((doc >= 0) & (place % 3 > 0), targets, IGNORE), doc, pos)
 
@@ -106,15 +106,18 @@ def test_a_step_is_that_of_the_reference_plain_compiled_and_in_bf16(name: str) -
     net.backend = None
     value, found = stepped(net, net, LMObjective(), batch())
     assert value == pytest.approx(wanted, rel=1e-5) and apart(found, gradients) < 1e-4
+    near = (
+        0.4 if any(layer.experts for layer in reference.config.layers) else 0.1
+    )  # rounding makes tokens choose other experts
     low, found = stepped(net, net, LMObjective(), batch(), low=True)
-    assert low == pytest.approx(wanted, rel=2e-2) and apart(found, gradients) < 0.15
+    assert low == pytest.approx(wanted, rel=2e-2) and apart(found, gradients) < near
 
     torch.compiler.reset()
     call = torch.compile(net, fullgraph=True, dynamic=False)
     value, found = stepped(net, call, LMObjective(), batch())
     assert value == pytest.approx(wanted, rel=1e-5) and apart(found, gradients) < 1e-4
     low, found = stepped(net, call, LMObjective(), batch(), low=True)
-    assert low == pytest.approx(wanted, rel=2e-2) and apart(found, gradients) < 0.15
+    assert low == pytest.approx(wanted, rel=2e-2) and apart(found, gradients) < near
 
 
 @pytest.mark.parametrize("preset", ["demo", "classic"])
@@ -207,7 +210,7 @@ def test_a_window_needs_no_square_of_queries_and_keys(compiled: bool) -> None:
     for t in (16_384, 32_768):
         doc = (torch.arange(t, device="cuda") // 5000).int()[None]
         q, k, v = (torch.randn(1, n, t, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2))
-        backend = "flex" if compiled else "sdpa"
+        backend: Backend = "flex" if compiled else "sdpa"
         torch.compiler.reset()
         call = torch.compile(attend, dynamic=False) if compiled else attend
         torch.cuda.synchronize()
@@ -229,13 +232,22 @@ def full_precision() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def test_documents_and_windows_in_any_shape_are_those_of_the_reference() -> None:
+@pytest.mark.parametrize("t", [100, 128, 333, 384])
+@pytest.mark.parametrize("window", [None, 77])
+def test_documents_and_windows_in_any_shape_are_those_of_the_reference(t: int, window: int | None) -> None:
     torch.compiler.reset()
-    for t, window in itertools.product((100, 128, 333), (None, 1, 77, 200)):
-        doc = torch.stack([torch.arange(t) // 40, torch.where(torch.arange(t) < t - 30, 3, -1)]).int()
-        q, k, v = (torch.randn(2, n, t, 16, generator=torch.Generator().manual_seed(n)) for n in (4, 2, 2))
-        wanted = attend(q, k, v, mask_for(doc, "eager", window), backend="eager")
-        for backend in ("sdpa", "flex"):
-            call = torch.compile(attend, dynamic=False) if backend == "flex" else attend
-            found = call(q.cuda(), k.cuda(), v.cuda(), mask_for(doc.cuda(), backend, window), backend=backend)
-            torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=1e-4)
+    place = torch.arange(t)
+    doc = torch.stack([place // 40, torch.where(place < t - 30, 3, -1)]).int()
+    real = (doc >= 0)[:, None, :, None]
+    generator = torch.Generator().manual_seed(t)
+    inputs = [torch.randn(2, n, t, 16, generator=generator).requires_grad_() for n in (4, 2, 2)]
+    wanted = attend(*inputs, mask_for(doc, "eager", window), backend="eager") * real
+    gradients = torch.autograd.grad(wanted.square().sum(), inputs)
+    backends: tuple[Backend, ...] = ("sdpa", "flex")
+    for backend in backends:
+        call = torch.compile(attend, dynamic=False) if backend == "flex" else attend
+        moved = [x.detach().cuda().requires_grad_() for x in inputs]
+        found = call(*moved, mask_for(doc.cuda(), backend, window), backend=backend) * real.cuda()
+        torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=1e-4)
+        for mine, its in zip(torch.autograd.grad(found.square().sum(), moved), gradients, strict=True):
+            torch.testing.assert_close(mine.cpu(), its, atol=1e-4, rtol=1e-3)

@@ -102,7 +102,7 @@ def test_document_mask_by_hand() -> None:
 def test_sdpa_takes_the_flash_kernel_on_a_cpu(dtype: torch.dtype, mask: str) -> None:
     """GQA and an explicit mask must not fall to the math path, which is several times slower (DESIGN, fault 15)."""
     inputs = [x.detach().to(dtype).requires_grad_() for x in qkv()]
-    with profile(activities=[ProfilerActivity.CPU]) as record:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as record:
         attend(*inputs, masks()[mask], backend="sdpa").sum().backward()
     names = {event.key for event in record.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names

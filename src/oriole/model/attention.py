@@ -206,7 +206,9 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    out = flex_attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1])
+    # Never the kernel for decoding, which "AUTO" would take below 128 tokens and which fails at some sizes of training.
+    how: Any = {"BACKEND": "TRITON"}
+    out = flex_attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] > k.shape[1], kernel_options=how)
     assert isinstance(out, Tensor)
     return out
 

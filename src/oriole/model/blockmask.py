@@ -18,12 +18,29 @@ def block_mask(doc: Tensor, window: int | None = None) -> BlockMask:
     mixed, which costs time and changes nothing.
     """
     t = doc.shape[1]
-    count = -(-t // SIZE)
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (query >= key) & (doc[row, query] == doc[row, key])
+        return seen if window is None else seen & (query - key < window)
+
+    blocks = document_blocks(doc, window)
+    return BlockMask((t, t), *blocks, BLOCK_SIZE=(SIZE, SIZE), mask_mod=allowed)  # type: ignore[misc]
+
+
+@torch.library.custom_op("oriole::document_blocks", mutates_args=())
+def document_blocks(doc: Tensor, window: int | None) -> list[Tensor]:
+    """What a `BlockMask` of doc (B, T) holds, int32: how many blocks of keys each block of queries meets in part
+    (B, 1, n) and which (B, 1, n, n), the same of those that it meets whole, and both again from the keys' side.
+
+    An operator of its own: left to the compiler, in one graph with the kernel, a whole block of one row was passed over
+    where rows differ and T is a multiple of 128 (torch 2.11 on an H100; docs/log.md). Made outside, all is right.
+    """
+    count = -(-doc.shape[1] // SIZE)
     # What fills the last block belongs to no document, so that the block is never full. Padding is put last, where it
     # lies, so that a block that ends in it spans few documents.
     last = torch.iinfo(torch.int32).max
     ordered = torch.where(doc < 0, last - 1, doc.int())
-    filled = torch.nn.functional.pad(ordered, (0, count * SIZE - t), value=last)
+    filled = torch.nn.functional.pad(ordered, (0, count * SIZE - doc.shape[1]), value=last)
     low, high = filled.view(-1, count, SIZE).aminmax(dim=2)  # (B, blocks)
     first = torch.arange(count, device=doc.device) * SIZE
     query, key = first[:, None], first[None, :]
@@ -34,16 +51,18 @@ def block_mask(doc: Tensor, window: int | None = None) -> BlockMask:
     full = (near >= 0) & (low == high)[:, :, None] & (low == high)[:, None, :] & (low[:, :, None] == low[:, None, :])
     if window is not None:
         some, full = some & (near < window), full & (far < window)
+    partial = some & ~full
+    return [x for blocks in (partial, full, partial.mT, full.mT) for x in _ordered(blocks)]
 
-    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        seen = (query >= key) & (doc[row, query] == doc[row, key])
-        return seen if window is None else seen & (query - key < window)
 
-    partial, whole = _ordered(some & ~full), _ordered(full)
-    return BlockMask.from_kv_blocks(*partial, *whole, SIZE, allowed, (t, t))
+@document_blocks.register_fake
+def _(doc: Tensor, window: int | None) -> list[Tensor]:
+    b, n = doc.shape[0], -(-doc.shape[1] // SIZE)
+    return [doc.new_empty(shape, dtype=torch.int32) for _ in range(4) for shape in ((b, 1, n), (b, 1, n, n))]
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """(B, Q, K) booleans -> how many of each row are true (B, 1, Q), and their columns first (B, 1, Q, K)."""
     columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[:, None], columns.int()[:, None]
+    counts = blocks.sum(-1, dtype=torch.int32)
+    return counts.contiguous()[:, None], columns.int().contiguous()[:, None]

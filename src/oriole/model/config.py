@@ -254,7 +254,8 @@ class ModelConfig(Config):
     def windows(self) -> tuple[int | None, ...]:
         """What each layer that has keys and values sees: the L blocks, then a latent block's, whose iterations share
         theirs and which sees everything."""
-        return tuple(layer.window for layer in self.layers) + (None,) * (self.reasoning.layers if self.reasoning else 0)
+        latent = 0 if self.reasoning is None else self.reasoning.layers
+        return tuple(layer.window for layer in self.layers) + (None,) * latent
 
     @property
     def query_dim(self) -> int:
