@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP_ARGS ?=
 GPU_JSON ?= bench/results/gpu.json
 
-.PHONY: install demo test soak test-peers check bench bench-gpu gpu-wheels clean help
+.PHONY: install demo test soak test-peers test-oldest check bench bench-gpu gpu-wheels clean help
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+: +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,14 @@ $(VENV)-peers/.installed: pyproject.toml tests/peers/requirements.txt
 	  pytest-timeout hypothesis -r tests/peers/requirements.txt
 	@touch $@
 
+test-oldest: $(VENV)-oldest/.installed  ## the test suite with the oldest PyTorch that is supported
+	$(VENV)-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+$(VENV)-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]' torch==2.11.0
+	@touch $@
+
 check: install   ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +63,4 @@ bench-gpu:       ## the GPU set, with the machine's own PyTorch; two commands of
 	$(PYTHON) -m bench.gpu part=2 json=$(GPU_JSON)
 
 clean:           ## remove the virtual environment and caches (never runs/)
-	rm -rf $(VENV) $(VENV)-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -264,6 +264,22 @@ def test_cached_equals_uncached_in_any_chunks(make, pattern: str, window: int, b
         assert cache.lengths == lengths
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_short_row_goes_on_beside_one_that_has_left_its_window(make, backend: Backend) -> None:  # type: ignore[no-untyped-def]
+    """What stands before the first token of the short row is nothing, whatever the columns held before."""
+    model = make(pattern="L", window=8)
+    model.backend = backend
+    x, held = tokens(2, 40), [30, 3]
+    cache = Cache(model.config, 2, 64)
+    logits(model, tokens(2, 20).flip(1), cache=cache)
+    cache.lengths = [0, 0]
+    logits(model, x[:, :30], torch.where(torch.arange(30) < torch.tensor(held)[:, None], 0, -1), cache=cache)
+    new = torch.stack([x[0, 30:36], x[1, 3:9]])
+    out = logits(model, new, cache=cache)
+    for row, n in enumerate(held):
+        torch.testing.assert_close(out[row], logits(model, x[row : row + 1, : n + 6])[0, n:], atol=1e-4, rtol=1e-4)
+
+
 def test_rows_move_and_are_freed_beyond_the_window(make) -> None:  # type: ignore[no-untyped-def]
     model = make(pattern="LG", window=8)
     x = tokens(2, 40)
