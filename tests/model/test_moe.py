@@ -16,7 +16,7 @@ from oriole.model.config import LoraConfig, ModelConfig
 from oriole.model.costs import flops_per_token, training_memory
 from oriole.model.folder import load_model, read_config, save_model
 from oriole.model.lm import LM, Cache
-from oriole.model.moe import TILE, MoE, Routing, _segments, balance_loss, figures, mixture
+from oriole.model.moe import TILE, MoE, Routing, _segments, balance_loss, figures, imbalance_as_gradient, mixture
 
 Make = Callable[..., LM]
 SMALL = {"experts": 4, "active": 2}
@@ -220,6 +220,13 @@ def test_figures_of_a_router_that_sends_all_to_two_of_five(make: Make) -> None:
     assert {name: round(float(value), 4) for name, value in metrics.items()} == {
         "expert_load": 2.5, "dead_experts": 0.6, "router_entropy": 1.6094,
     }  # fmt: skip
+
+
+def test_the_imbalance_is_a_gradient_and_no_loss() -> None:
+    bias, excess = torch.tensor([3.0, -1.0], requires_grad=True), torch.tensor([0.25, -0.25])
+    value = imbalance_as_gradient(bias, excess)
+    value.backward()
+    assert value.item() == 0 and bias.grad is not None and torch.equal(bias.grad, excess)
 
 
 def test_an_expert_below_a_tenth_of_the_mean_is_dead_and_the_busiest_of_all_layers_counts() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from oriole.config import validate
 from oriole.infer.engine import Engine
@@ -75,7 +76,7 @@ def test_flex_equals_eager(window: int | None) -> None:
     torch.testing.assert_close(fast, reference, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("window", [None, 1, 128, 129, 200])
+@pytest.mark.parametrize("window", [None, 1, 2, 128, 129, 130, 200])
 def test_blocks_of_flex_are_those_that_the_square_would_give(window: int | None) -> None:
     t = 700
     doc = torch.stack([torch.arange(t) // 256, torch.where(torch.arange(t) < 600, torch.arange(t) // 300, -1)])
@@ -86,6 +87,18 @@ def test_blocks_of_flex_are_those_that_the_square_would_give(window: int | None)
     assert torch.equal(made.full_kv_num_blocks[:, 0], (counts == 128 * 128).sum(-1).int())
     assert torch.equal(made.kv_num_blocks[:, 0], ((counts > 0) & (counts < 128 * 128)).sum(-1).int())
     assert torch.equal(made.to_dense()[:, 0] > 0, counts > 0)
+    # What the keys' side says is what torch derives from the queries' side.
+    names = [
+        f"{full}{side}_{what}" for full in ("", "full_") for side in ("kv", "q") for what in ("num_blocks", "indices")
+    ]
+    derived = BlockMask.from_kv_blocks(*(getattr(made, name) for name in names if "kv" in name), BLOCK_SIZE=128)
+    for name in names:
+        mine, its = getattr(made, name), getattr(derived, name)
+        if name.endswith("indices"):  # beyond the number of a row's blocks they mean nothing
+            number = getattr(made, name.replace("indices", "num_blocks"))
+            used = torch.arange(6) < number[..., None]
+            mine, its = mine * used, its * used
+        assert torch.equal(mine, its), name
 
 
 def largest(run: object) -> int:
@@ -249,7 +262,7 @@ def test_cached_equals_uncached_in_any_chunks(make, pattern: str, window: int, b
     model.backend = backend
     lengths, x = [50, 41, 9], tokens(3, 50)
     expected = [logits(model, x[row : row + 1, :n])[0] for row, n in enumerate(lengths)]
-    for chunks in ([50], [3, 20, 27], [1, 1, 5, 5, 1, 30, 7], [1] * 50):
+    for chunks in ([50], [3, 20, 27], [1, 1, 5, 5, 1, 30, 7], [2] * 25, [1] * 50):
         cache = Cache(model.config, 3, 64)
         start = 0
         for size in chunks:
@@ -365,6 +378,13 @@ def test_a_cache_shorter_than_the_window_is_an_error_when_full(make) -> None:  #
         model(tokens(1, 9), cache=Cache(model.config, 1, 8))
     with pytest.raises(ModelError, match="129 tokens exceed the model's context of 128"):
         model(tokens(1, 129), cache=Cache(model.config, 1, 200))
+
+
+def test_only_a_cache_whose_layers_all_roll_holds_more_than_it_was_made_for(make) -> None:  # type: ignore[no-untyped-def]
+    capacity = {p: Cache(make(pattern=p, window=8).config, 1, 20).capacity for p in ("G", "L", "LG")}
+    assert (
+        capacity == {"G": 20, "L": 128, "LG": 20} and Cache(make(pattern="L", window=24).config, 1, 20).capacity == 20
+    )
 
 
 def test_training_memory_counts_the_keys_that_a_window_leaves() -> None:

@@ -396,3 +396,23 @@ def test_answers_do_not_depend_on_who_runs_beside_them_and_are_those_without_a_c
             written.append(int(model.head("logits", h).argmax()))
         assert [token for token in written[1:] if token != 2] == answer
         assert Engine(model).run([(prompt, how)]) == [answer]
+
+
+def test_a_longer_request_that_joins_leaves_the_running_one_as_it_is() -> None:
+    """The engine moves to a larger cache then: of what is written, and of the sources."""
+    torch.manual_seed(0)
+    model = Seq2Seq(Seq2SeqConfig.model_validate(SHAPE | {"context": 256, "init_std": 0.3})).eval()
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(16, 400, (n,), generator=generator).tolist() for n in (9, 150)]
+    how = Sampling(max_new_tokens=30, temperature=0.0, stop_ids=())
+    alone = [Engine(model).run([(prompt, how)])[0] for prompt in prompts]
+    engine, answers = Engine(model, max_batch=2), dict[int, list[int]]()
+    first = engine.submit(prompts[0], how)
+    for _ in range(4):
+        for event in engine.step():
+            answers.setdefault(event.request, []).append(event.token)
+    second = engine.submit(prompts[1], how)
+    while engine:
+        for event in engine.step():
+            answers.setdefault(event.request, []).append(event.token)
+    assert [answers[first], answers[second]] == alone
