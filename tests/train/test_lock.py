@@ -18,6 +18,12 @@ from oriole.train.lock import alone_in
 from oriole.train.stage import run_stage
 
 
+def _stands(pid: int) -> bool:
+    """Whether every thread has stopped: a signal is sent in an instant, and a write that goes on ends first."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
+
+
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[BaseProcess]:
     """`oriole run`, held in the middle of pretraining in tmp_path/run."""
@@ -29,6 +35,8 @@ def busy(tmp_path: Path) -> Iterator[BaseProcess]:
         time.sleep(0.01)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
+    while not _stands(process.pid):
+        time.sleep(0.01)
     yield process
     process.kill()
     process.join()
