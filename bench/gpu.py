@@ -203,9 +203,9 @@ def _decode(size: str, device: torch.device, dtype: torch.dtype) -> dict[str, An
 def _window(size: str, length: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Prompts of 4 and 32 times the length through the engine's pieces and a cache; and training on rows of 16 times
     the length, as one document, with windows and without."""
-    settings = {"patterns": "L,LLLG,G", "lengths": f"{4 * length},{32 * length}", "device": str(device)}
-    settings |= {"preset": size, "dtype": str(dtype).removeprefix("torch."), "window": length // 2}
-    out = window.measure(window.DEFAULTS | settings)
+    chosen = {"patterns": "L,LLLG,G", "lengths": f"{4 * length},{32 * length}", "device": str(device)}
+    chosen |= {"preset": size, "dtype": str(dtype).removeprefix("torch."), "window": length // 2}
+    out = window.measure(window.DEFAULTS | chosen)
     row, steps = 16 * length, 5
     for pattern in ("L", "LLLG", "G"):
         changes = {"pattern": pattern, "window": length // 2, "context": row}

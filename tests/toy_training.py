@@ -1,6 +1,8 @@
 """A model, a stream and a trainer small enough for a step to take milliseconds."""
 
 import hashlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import torch
 
 from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
-from oriole.train.batch import Packer
+from oriole.train.batch import Batch, Packer
 from oriole.train.loop import TrainConfig, Trainer
-from oriole.train.objectives import LMObjective
+from oriole.train.objectives import LMObjective, Loss
 from oriole.train.optim import OptimConfig
 
 VOCAB = 64
@@ -48,6 +50,20 @@ class Records(list[dict[str, Any]]):
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [record for record in self if record["event"] == event]
+
+
+class StopsInCall(LMObjective):
+    """A signal comes in the middle of a step: in one of the forward passes, counted from 1."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.left = call
+
+    def __call__(self, lm: LM, batch: Batch) -> Loss:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(lm, batch)
 
 
 def model(dropout: float = 0.0, seed: int = 1, pattern: str = "G") -> LM:

@@ -4,8 +4,6 @@ Run by `make test` where torch sees a GPU; `make bench-gpu` has the figures.
 """
 
 import copy
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from toy_processes import packed_pairs
-from toy_training import Counting, Records, digest, model, trainer
+from toy_training import Counting, Records, StopsInCall, digest, model, trainer
 
 from oriole.errors import Interrupted
 from oriole.infer.engine import Engine
@@ -172,20 +170,6 @@ def test_a_run_follows_the_trajectory_of_the_cpu(tmp_path: Path) -> None:
     assert losses(tmp_path / "low", device="cuda", dtype="bf16") == pytest.approx(wanted, rel=3e-2)
 
 
-class Stops(LMObjective):
-    """A signal comes in the sixth forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = 6
-
-    def __call__(self, net: LM, one: Batch) -> Loss:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__call__(net, one)
-
-
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, kind: str) -> None:
     def made(folder: str, **more: Any) -> Any:
@@ -195,7 +179,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, kind: str
     unbroken = made("a")
     unbroken.fit()
     with pytest.raises(Interrupted, match="after step 6 of 12"):
-        made("b", objective=Stops()).fit()
+        made("b", objective=StopsInCall(6)).fit()
     torch.manual_seed(99)
     second = made("b")
     second.fit()

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import toy_stage
-from toy_training import SHAPE, Counting, digest, model, trainer
+from toy_training import SHAPE, Counting, StopsInCall, digest, model, trainer
 
 from oriole.errors import CheckpointError, ConfigError, Interrupted
 from oriole.model.lm import LM
 from oriole.train import checkpoint
-from oriole.train.batch import Batch, Packer
+from oriole.train.batch import Packer
 from oriole.train.loop import Trainer
-from oriole.train.objectives import LMObjective, Loss
 from oriole.train.optim import OptimConfig
 from oriole.train.stage import run_stage
 
@@ -44,20 +42,6 @@ class Curriculum(Packer):
         self.seen = state["seen"]
         assert isinstance(self.stream, Counting)
         self.stream.seed = int(self.seen * 1e4)
-
-
-class StopsInCall(LMObjective):
-    """A signal comes in the middle of a step: in one of the forward passes, counted from 1."""
-
-    def __init__(self, call: int) -> None:
-        super().__init__()
-        self.left = call
-
-    def __call__(self, lm: LM, batch: Batch) -> Loss:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__call__(lm, batch)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

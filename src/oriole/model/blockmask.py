@@ -32,8 +32,8 @@ def document_blocks(doc: Tensor, window: int | None) -> list[Tensor]:
     """What a `BlockMask` of doc (B, T) holds, int32: how many blocks of keys each block of queries meets in part
     (B, 1, n) and which (B, 1, n, n), the same of those that it meets whole, and both again from the keys' side.
 
-    An operator of its own: left to the compiler, in one graph with the kernel, a whole block of one row was passed over
-    where rows differ and T is a multiple of 128 (torch 2.11 on an H100; docs/log.md). Made outside, all is right.
+    An operator of its own: left to the compiler, in one graph with the kernel, queries that see whole blocks came out
+    wrong where rows differ and T is a multiple of 128 (torch 2.11 on an H100; docs/log.md). Made outside, all is right.
     """
     count = -(-doc.shape[1] // SIZE)
     # What fills the last block belongs to no document, so that the block is never full. Padding is put last, where it
