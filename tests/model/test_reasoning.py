@@ -11,7 +11,7 @@ from oriole.config import apply_overrides, validate
 from oriole.errors import ConfigError, ModelError
 from oriole.model.attention import Backend
 from oriole.model.config import LoraConfig, ModelConfig, ReasoningConfig, preset
-from oriole.model.costs import flops_per_token, kv_cache_bytes
+from oriole.model.costs import flops_per_token, kv_cache_bytes, training_memory
 from oriole.model.deepconfig import DeepConfig
 from oriole.model.folder import load_model, save_model, to_hf
 from oriole.model.lm import LM, Cache
@@ -325,6 +325,13 @@ def test_flops_count_every_iteration_and_keys_once(make: Callable[..., LM]) -> N
     attention = 12 * c.num_heads * c.head_dim * 64 / 2 * (c.num_layers + 2 * 3)
     norms = 6 * sum(p.numel() for p in model.parameters() if p.dim() < 2) + 6 * c.dim  # and the confidence head
     assert 3 * count.get_total_flops() / 64 == flops_per_token(c, 64) - attention - norms
+
+
+def test_memory_of_training_counts_every_iteration(make: Callable[..., LM]) -> None:
+    one, four = (training_memory(make(reasoning={"steps": n}).config, 4, 64) for n in (1, 4))
+    c = make().config
+    assert four["logits"] - one["logits"] == 3 * (4 * c.vocab_size * c.dim + 4 * 64 * c.dim * 12)
+    assert four["activations"] > one["activations"] and four["weights"] == one["weights"]
 
 
 def test_the_optimizer_and_adapters_know_the_block(make: Callable[..., LM]) -> None:

@@ -93,5 +93,4 @@ def test_a_step_is_one_graph_for_all_batches(name: str) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "window"])
 def test_a_step_of_the_real_compiler_is_the_plain_step(name: str) -> None:
-    # A second graph: the loss in chunks, whose model has none where every iteration has its own.
-    check(name, "inductor", 1 if name == "latent" else 2)
+    check(name, "inductor", 2)  # the model, and the loss in chunks

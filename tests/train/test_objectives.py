@@ -8,7 +8,13 @@ from oriole.model.config import ModelConfig
 from oriole.model.lm import LM
 from oriole.train import objectives
 from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import LMObjective, cross_entropy, smoothed_chunk, token_log_probs
+from oriole.train.objectives import (
+    LMObjective,
+    cross_entropy,
+    cross_entropy_and_hits,
+    smoothed_chunk,
+    token_log_probs,
+)
 
 
 def inputs(n: int, v: int = 37, d: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,6 +48,22 @@ def test_label_smoothing_is_torchs_with_its_gradients(monkeypatch: pytest.Monkey
     ours, theirs = torch.autograd.grad(2.5 * smoothed, [h, w]), torch.autograd.grad(2.5 * reference, [h, w])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [None, smoothed_chunk(0.1)])
+def test_a_hit_is_a_target_that_no_token_beats(
+    monkeypatch: pytest.MonkeyPatch, chunk: objectives.ChunkFunction
+) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 16)
+    h, w, y = inputs(50)
+    likeliest = (h @ w.T).argmax(-1)
+    y = torch.where(torch.arange(50) % 3 == 0, likeliest, y)
+    rows = torch.arange(37) * 3 % 50
+    loss, hits = cross_entropy_and_hits(h, w, y, rows, chunk)
+    assert torch.equal(hits, (likeliest == y)[rows]) and 5 < int(hits.sum()) < 37
+    assert torch.equal(loss, cross_entropy(h, w, y, rows, chunk)) and not hits.requires_grad
+    tied = torch.zeros(3, 12, dtype=torch.float64)
+    assert bool(cross_entropy_and_hits(tied, w, torch.tensor([5, 0, 36]))[1].all())  # none is above it
 
 
 def test_chosen_rows_equal_those_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +104,7 @@ def test_the_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(objectives, "CHUNK", 16)
     rows = []
 
-    def spy(
-        x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, by_weight: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def spy(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, by_weight: bool) -> objectives.ChunkLoss:
         rows.append(len(x))
         return objectives.cross_entropy_chunk(x, w, y, by_weight)
 
@@ -101,7 +121,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_others_keep_theirs() -> None:
         torch.testing.assert_close(alone, both[0], rtol=0, atol=0)
         assert frozen.grad is None and float(both[1].abs().sum()) > 0
     w = inputs(50)[1].detach()
-    assert objectives.cross_entropy_chunk(w[:3], w, torch.arange(3), False)[2].numel() == 0
+    assert objectives.cross_entropy_chunk(w[:3], w, torch.arange(3), False).by_w.numel() == 0
 
 
 def test_bf16_autocast_stays_close() -> None:

@@ -99,9 +99,9 @@ def training_memory(
     rows of logits with what is made of them.
     update: what Muon needs while it works, as far as it exceeds the activations, which are gone by then.
 
-    `deep`: every supervised state has its gradient, and a gradient of the head's matrix that waits for the backward
-    pass; a module has a block's activations, or its inputs with `recompute`, and the joined states. Sources of an
-    encoder-decoder are taken to be as long as its targets.
+    `deep`, and every iteration of a latent block: every supervised state has its gradient, and a gradient of the head's
+    matrix that waits for the backward pass. A module of `deep` has a block's activations, or its inputs with
+    `recompute`, and the joined states. Sources of an encoder-decoder are taken to be as long as its targets.
     """
     rows, b, dim = batch * length, bytes_per_value, shape.dim
     params, embedding = shape.num_params(), shape.vocab_size * dim
@@ -109,6 +109,9 @@ def training_memory(
     blocks = _activations(shape, batch, length, b, recompute, whole_scores, compiled)
     casts = 0 if b == 4 else b * matrices
     logits = min(rows, 1024) * shape.vocab_size * 12 + embedding * (4 + b) + rows * dim * 12
+    further = 4 * embedding + rows * dim * 12  # of each state that is supervised beside the last one
+    if isinstance(shape, ModelConfig) and shape.reasoning is not None:
+        logits += (shape.reasoning.steps - 1) * further
     used, own = blocks + casts + logits, matrices
     if deep is not None:
         assert isinstance(shape, ModelConfig), "an encoder-decoder has none"
@@ -117,7 +120,7 @@ def training_memory(
         casts = 0 if b == 4 else b * matrices
         block = _activations(one_block(shape), batch, length, b, False, whole_scores, compiled)
         blocks += deep.modules * (2 * rows * dim * 4 if recompute else block + 4 * rows * dim * 4)
-        logits += states * (4 * embedding + rows * dim * 12)
+        logits += states * further
     match optimizer:
         case "adamw":
             moments, working = 8 * params, 0

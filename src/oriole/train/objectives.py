@@ -13,14 +13,35 @@ from oriole.model.lm import LM
 from oriole.train.batch import IGNORE, Batch
 
 __all__ = [
-    "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_chunk", "further", "head_weight",
-    "iteration_loss", "of_units", "smoothed_chunk", "supervision", "token_log_probs", "token_stats",
+    "ChunkLoss", "LMObjective", "Loss", "TokenStats", "cross_entropy", "cross_entropy_and_hits", "cross_entropy_chunk",
+    "further", "head_weight", "iteration_loss", "of_units", "smoothed_chunk", "supervision", "token_log_probs",
+    "token_stats",
 ]  # fmt: skip
 
 CHUNK = 1024
-"""Rows whose logits exist at the same time; every chunk is padded to it, so that a compiled one never recompiles."""
+"""Rows whose logits exist at the same time; every chunk of a cross-entropy is padded to it, so that a compiled one
+never recompiles."""
 
-ChunkFunction = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+ROUND = 128
+"""Other losses pad their last chunk to whole multiples of it: on a CPU a product of new size is compiled first, and
+what is compiled stays, some megabytes for each size."""
+
+
+class ChunkLoss(NamedTuple):
+    """Of n rows x (n, D), head w (V, D) and targets y (n,)."""
+
+    sum: Tensor
+    """0-dim; rows with y < 0 count nothing."""
+    hits: Tensor
+    """(n,), True where no token is likelier than the target; of rows with y < 0 it means nothing."""
+    by_x: Tensor
+    """The sum's gradient (n, D)."""
+    by_w: Tensor
+    """(V, D), or empty where it is not asked for."""
+
+
+ChunkFunction = Callable[[Tensor, Tensor, Tensor, bool], ChunkLoss]
+"""(x, w, y, whether `by_w` is asked for) -> the loss of a chunk of rows."""
 
 
 class Loss(NamedTuple):
@@ -54,7 +75,7 @@ class LMObjective:
         out = model(batch.tokens, batch.doc, batch.pos)
         metrics = of_units(out.metrics, len(batch.rows))
         if model.config.reasoning is not None:
-            made = iteration_loss(model, out.mid, batch.targets.flatten(), batch.rows)
+            made = iteration_loss(model, out.mid, batch.targets.flatten(), batch.rows, self._chunk)
             return Loss(made.sum + out.aux * len(batch.rows), metrics | made.metrics)
         loss = cross_entropy(out.h.flatten(0, 1), head_weight(model), batch.targets.flatten(), batch.rows, self._chunk)
         if model.deep is not None:
@@ -98,7 +119,9 @@ def further(batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     return targets, (batch.rows - k) % batch.targets.numel()  # those before the first become the last, and have none
 
 
-def iteration_loss(model: LM, every: Sequence[Tensor], targets: Tensor, rows: Tensor) -> Loss:
+def iteration_loss(
+    model: LM, every: Sequence[Tensor], targets: Tensor, rows: Tensor, chunk: ChunkFunction | None = None
+) -> Loss:
     """The loss of a model with a latent block, from its states after every iteration, (B, T, D) each.
 
     Every iteration is to answer as well as it can, so the loss is the mean of their cross-entropies (deep supervision
@@ -108,15 +131,15 @@ def iteration_loss(model: LM, every: Sequence[Tensor], targets: Tensor, rows: Te
     could not be chosen afterwards. Here halting follows from a probability that can be checked: the confidence head
     learns by log loss whether the likeliest token of its own state is the right one.
     """
-    weight, right = head_weight(model), targets[rows]
+    weight = head_weight(model)
     doubt = torch.zeros((), device=weight.device)
     losses = []
     for h in every:
-        states = h.flatten(0, 1)[rows]
-        stats = token_stats(states, weight, right)
-        losses.append(-stats.log_probs.sum())
-        sure = model.head("confidence", states).float()
-        doubt = doubt + F.binary_cross_entropy_with_logits(sure, stats.hits.float(), reduction="sum")
+        states = h.flatten(0, 1)
+        loss, hits = cross_entropy_and_hits(states, weight, targets, rows, chunk)
+        losses.append(loss)
+        sure = model.head("confidence", states)[rows].float()
+        doubt = doubt + F.binary_cross_entropy_with_logits(sure, hits.float(), reduction="sum")
     cross = torch.stack(losses).mean()
     assert model.config.reasoning is not None
     total = cross + model.config.reasoning.confidence_weight * doubt / len(every)
@@ -138,30 +161,42 @@ def cross_entropy(
     more than CHUNK rows: their gradient is formed in the forward pass, where they are at hand, and only scaled in the
     backward pass (the idea of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
     """
-    result: Tensor = _FusedCrossEntropy.apply(h, weight, targets, rows, chunk or cross_entropy_chunk)  # type: ignore[no-untyped-call]
-    return result
+    return cross_entropy_and_hits(h, weight, targets, rows, chunk)[0]
 
 
-def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (0-dim) and its gradients by x (n, D) and w (V, D) for the targets y (n,); rows with y < 0 count nothing.
+def cross_entropy_and_hits(
+    h: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None = None, chunk: ChunkFunction | None = None
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy`, and for each of `rows` whether no token is more likely than its target: bool (n,)."""
+    made: tuple[Tensor, Tensor] = _FusedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        h, weight, targets, rows, chunk or cross_entropy_chunk
+    )
+    return made
 
-    Without `by_weight` the last is empty.
-    """
+
+def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> ChunkLoss:
+    """-log softmax(x W^T)[y], summed over rows x (n, D) with targets y (n,), for W (V, D)."""
     exact = torch.promote_types(x.dtype, torch.float32)
     logits = (x @ w.T).to(exact)  # (n, V)
     log_z = logits.logsumexp(-1, keepdim=True)
     counts = (y >= 0)[:, None]
     at_target = torch.arange(w.shape[0], device=w.device) == y[:, None]
-    loss = ((log_z - logits.gather(-1, y.clamp(min=0)[:, None])) * counts).sum()
+    of_target = logits.gather(-1, y.clamp(min=0)[:, None])
+    loss = ((log_z - of_target) * counts).sum()
     grad = (((logits - log_z).exp() - at_target.to(exact)) * counts).to(x.dtype)  # softmax - one_hot
-    return loss, grad @ w, grad.T @ x if by_weight else w.new_empty(0)
+    return ChunkLoss(loss, _hits(logits, of_target), grad @ w, grad.T @ x if by_weight else w.new_empty(0))
+
+
+def _hits(logits: Tensor, of_target: Tensor) -> Tensor:
+    """True (n,) where no logit (n, V) is above the target's (n, 1)."""
+    return (of_target >= logits.amax(-1, keepdim=True)).squeeze(-1)
 
 
 def smoothed_chunk(smoothing: float) -> ChunkFunction:
     """`cross_entropy_chunk` against targets of which a share is spread over all V tokens: label smoothing (Szegedy et
     al. 2016, section 7; Vaswani et al. 2017, 5.4). The loss of a row is log Z - (1 - s) logit[y] - s mean(logits)."""
 
-    def chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> ChunkLoss:
         exact = torch.promote_types(x.dtype, torch.float32)
         logits = (x @ w.T).to(exact)  # (n, V)
         log_z = logits.logsumexp(-1, keepdim=True)
@@ -170,7 +205,8 @@ def smoothed_chunk(smoothing: float) -> ChunkFunction:
         wanted = wanted + smoothing / w.shape[0]
         loss = ((log_z - (wanted * logits).sum(-1, keepdim=True)) * counts).sum()
         grad = (((logits - log_z).exp() - wanted) * counts).to(x.dtype)
-        return loss, grad @ w, grad.T @ x if by_weight else w.new_empty(0)
+        hits = _hits(logits, logits.gather(-1, y.clamp(min=0)[:, None]))
+        return ChunkLoss(loss, hits, grad @ w, grad.T @ x if by_weight else w.new_empty(0))
 
     return chunk
 
@@ -179,12 +215,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, chunk: ChunkFunction
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         kind = h.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
         w = weight.detach().to(low)
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         count = len(targets) if rows is None else len(rows)
+        hits = torch.empty(count, dtype=torch.bool, device=h.device)
         grad_h = torch.zeros_like(h)
         # A head that is frozen, as with LoRA, saves a third of its arithmetic and a matrix of its size.
         grad_w = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -196,16 +233,18 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 x, y = h.detach()[at].to(low), targets[at]
                 if missing:
                     x, y = F.pad(x, (0, 0, 0, missing)), F.pad(y, (0, missing), value=IGNORE)
-                loss, grad_x, grad_part = chunk(x, w, y, grad_w is not None)
-                total += loss
-                grad_h[at] = grad_x[: end - start].to(h.dtype)
+                made = chunk(x, w, y, grad_w is not None)
+                total += made.sum
+                hits[start:end] = made.hits[: end - start]
+                grad_h[at] = made.by_x[: end - start].to(h.dtype)
                 if grad_w is not None:
-                    grad_w += grad_part
+                    grad_w += made.by_w
         ctx.save_for_backward(grad_h, grad_w)
-        return total
+        ctx.mark_non_differentiable(hits)
+        return total, hits
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_h, grad_w = ctx.saved_tensors
         by_weight = None if grad_w is None else grad_w * upstream.to(grad_w.dtype)
         return grad_h * upstream.to(grad_h.dtype), by_weight, None, None, None
@@ -240,48 +279,80 @@ def token_stats(h: Tensor, weight: Tensor, targets: Tensor) -> TokenStats:
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kind = h.device.type
+        kind, n = h.device.type, len(targets)
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
-        x, w = h.detach().to(low), weight.detach().to(low)
-        exact = torch.promote_types(h.dtype, torch.float32)
-        log_z = torch.empty(len(targets), dtype=exact, device=h.device)
+        x, w = F.pad(h.detach().to(low), (0, 0, 0, -n % ROUND)), weight.detach().to(low)
+        y = F.pad(targets, (0, -n % ROUND))
+        log_z = h.new_empty(len(y), dtype=torch.promote_types(h.dtype, torch.float32))
         log_probs, entropy, hits = torch.empty_like(log_z), torch.empty_like(log_z), torch.empty_like(log_z)
+        buffers = _Buffers.of(min(CHUNK, len(y)), w, log_z.dtype)
         with torch.autocast(kind, enabled=False):
-            for start in range(0, len(targets), CHUNK):
+            for start in range(0, len(y), CHUNK):
                 at = slice(start, start + CHUNK)
-                logits = (x[at] @ w.T).to(exact)
-                log_z[at] = logits.logsumexp(-1)
-                of_target = logits.gather(-1, targets[at, None]).squeeze(-1)
-                hits[at] = (of_target >= logits.amax(-1)).to(exact)
+                logits = buffers.logits(x[at], w)
+                of_target = logits.gather(-1, y[at, None]).squeeze(-1)
+                peak = logits.amax(-1)
+                powers = torch.sub(logits, peak[:, None], out=buffers.second[: len(logits)]).exp_()
+                total = powers.sum(-1)
+                log_z[at] = peak + total.log()
                 log_probs[at] = of_target - log_z[at]
-                probs = (logits - log_z[at, None]).exp()
-                entropy[at] = log_z[at] - (probs * logits).sum(-1)
-        ctx.save_for_backward(x, w, targets, log_z, entropy)
+                entropy[at] = log_z[at] - powers.mul_(logits).sum(-1) / total
+                hits[at] = (of_target >= peak).to(hits.dtype)
+        ctx.save_for_backward(x, w, y, log_z, entropy)
         ctx.dtypes = h.dtype, weight.dtype
-        ctx.mark_non_differentiable(hits)
+        ctx.mark_non_differentiable(hits := hits[:n])
         ctx.set_materialize_grads(False)  # a loss that leaves the entropy alone does not pay for its gradient
-        return log_probs, entropy, hits
+        return log_probs[:n], entropy[:n], hits
 
     @staticmethod
     def backward(
         ctx: Any, by_log_prob: Tensor | None, by_entropy: Tensor | None, _: None
     ) -> tuple[Tensor, Tensor | None, None]:
-        x, w, targets, log_z, entropy = ctx.saved_tensors
+        x, w, y, log_z, entropy = ctx.saved_tensors
         grad_h = torch.empty(x.shape, dtype=ctx.dtypes[0], device=x.device)
         grad_w = torch.zeros(w.shape, dtype=ctx.dtypes[1], device=x.device) if ctx.needs_input_grad[1] else None
-        if by_log_prob is None:
-            by_log_prob = torch.zeros_like(log_z)
-        for start in range(0, len(targets), CHUNK):
+        known = by_log_prob if by_log_prob is not None else by_entropy
+        assert known is not None, "one of them is asked for"
+        n, missing = len(known), len(y) - len(known)
+        by_log_prob = torch.zeros_like(log_z) if by_log_prob is None else F.pad(by_log_prob, (0, missing))
+        by_entropy = None if by_entropy is None else F.pad(by_entropy, (0, missing))
+        buffers = _Buffers.of(min(CHUNK, len(y)), w, log_z.dtype)
+        for start in range(0, len(y), CHUNK):
             at = slice(start, start + CHUNK)
-            log_p = (x[at] @ w.T).to(log_z.dtype) - log_z[at, None]
+            log_p = buffers.logits(x[at], w).sub_(log_z[at, None])
             # d log p[y] / d logits = one_hot - p;  d H / d logits = -p (log p + H).
             if by_entropy is None:
                 grad = log_p.exp_().mul_(-by_log_prob[at, None])
             else:
-                grad = -log_p.exp() * (by_log_prob[at, None] + by_entropy[at, None] * (log_p + entropy[at, None]))
-            grad.scatter_add_(-1, targets[at, None], by_log_prob[at, None])
-            grad = grad.to(x.dtype)
+                p = torch.exp(log_p, out=buffers.second[: len(log_p)])
+                grad = (
+                    log_p.add_(entropy[at, None]).mul_(by_entropy[at, None]).add_(by_log_prob[at, None]).mul_(p).neg_()
+                )
+            grad.scatter_add_(-1, y[at, None], by_log_prob[at, None])
+            grad = buffers.product[: len(grad)].copy_(grad)
             grad_h[at] = (grad @ w).to(grad_h.dtype)
             if grad_w is not None:
                 grad_w += grad.T @ x[at]
-        return grad_h, grad_w, None
+        return grad_h[:n], grad_w, None
+
+
+class _Buffers(NamedTuple):
+    """Room for what is made of a chunk's logits, (rows, V) each, for one chunk after the other: on a CPU new memory
+    for every result takes as long as the arithmetic."""
+
+    product: Tensor
+    """In the arithmetic's precision."""
+    first: Tensor
+    """Exact."""
+    second: Tensor
+    """Exact."""
+
+    @classmethod
+    def of(cls, rows: int, w: Tensor, exact: torch.dtype) -> "_Buffers":
+        """For so many rows at a time and the head w (V, D)."""
+        return cls(*(w.new_empty(rows, len(w), dtype=dtype) for dtype in (w.dtype, exact, exact)))
+
+    def logits(self, x: Tensor, w: Tensor) -> Tensor:
+        """x W^T (n, V) of x (n, D), in `first`."""
+        n = len(x)
+        return self.first[:n].copy_(torch.mm(x, w.T, out=self.product[:n]))

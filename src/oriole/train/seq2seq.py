@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import xxhash
 
 from oriole.errors import ModelError
@@ -24,7 +23,7 @@ from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 from oriole.train import dist
 from oriole.train.batch import IGNORE, Batch
-from oriole.train.objectives import Loss, cross_entropy, cross_entropy_chunk, smoothed_chunk
+from oriole.train.objectives import Loss, cross_entropy, cross_entropy_chunk, smoothed_chunk, token_log_probs
 from oriole.train.prepare import make_shards, weighted
 from oriole.train.recipe import Recipe
 from oriole.train.seq2seqdata import Pair, PairStream, Seq2SeqPacker, answers, corrupted, documents, filled
@@ -235,8 +234,8 @@ def target_bits_per_byte(model: Seq2Seq, pairs: list[Pair], byte_lengths: torch.
         h = model(made.tokens, made.doc, made.pos, **made.extra).h
         rows = made.targets != IGNORE
         targets = made.targets[rows]
-        loss = F.cross_entropy(model.head("logits", h[rows]).float(), targets, reduction="none")
-        nats += (loss * (byte_lengths[targets] > 0)).double().sum()
+        log_probs, _ = token_log_probs(h[rows], model.embedding.weight, targets)
+        nats -= (log_probs * (byte_lengths[targets] > 0)).double().sum()
         total += byte_lengths[targets].sum()
     model.train(was_training)
     nats, total = dist.sum(nats), dist.sum(total)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from oriole.infer.engine import Engine
 from oriole.infer.sample import Sampling
@@ -15,10 +14,10 @@ from oriole.text.shards import Shards, View
 from oriole.text.template import Message, render
 from oriole.text.tokenizer import END_OF_TEXT, IM_END, Tokenizer
 from oriole.train import dist
+from oriole.train.batch import IGNORE
+from oriole.train.objectives import head_weight, token_log_probs
 
 __all__ = ["acceptance", "bits_per_byte", "continuations"]
-
-IGNORE = -100
 
 
 @torch.inference_mode()
@@ -40,12 +39,11 @@ def bits_per_byte(model: LM, shards: Shards | View, *, length: int, max_tokens: 
     windows = itertools.islice(_windows(shards, length, max_tokens), dist.rank(), None, dist.world())
     for tokens, targets, doc in _batches(windows, batch, device):
         h = model(tokens, doc=doc).h
-        rows = targets != IGNORE
-        logits = model.head("logits", h[rows]).float()  # (N, V): only the rows that count reach the head
-        counted = byte_lengths[targets[rows]] > 0
-        loss = F.cross_entropy(logits, targets[rows], reduction="none")
-        nats += (loss * counted).double().sum()
-        total_bytes += byte_lengths[targets[rows]].sum()
+        rows = targets != IGNORE  # only those that count reach the head
+        wanted = targets[rows]
+        log_probs, _ = token_log_probs(h[rows], head_weight(model), wanted)
+        nats -= (log_probs * (byte_lengths[wanted] > 0)).double().sum()
+        total_bytes += byte_lengths[wanted].sum()
     model.train(was_training)
     nats, total_bytes = dist.sum(nats), dist.sum(total_bytes)
     return float(nats / math.log(2) / total_bytes) if total_bytes > 0 else math.nan
