@@ -352,7 +352,8 @@ def _table(lines: list[Line]) -> str:
     corpus, chosen = lines[0]["identity"]["corpus"], lines[0]["identity"]["settings"]
     known = options(int(chosen["sft_seq" if corpus == "builtin" else "seq"]))
     order = sorted(runs, key=lambda name: list(known).index(name) if name in known else len(known))
-    columns = {f"bits per byte {part}": (_bpb, part, 3, 1.0) for part in next(iter(runs["plain"].values()))["bpb"]}
+    parts = sorted(next(iter(runs["plain"].values()))["bpb"], reverse=True)  # zh, en
+    columns = {f"bits per byte {part}": (_bpb, part, 3, 1.0) for part in parts}
     if corpus == "builtin":
         columns["exact match, %"] = (_exact, "", 1, 100.0)
     cells: dict[str, dict[str, str]] = {name: {} for name in order}

@@ -174,39 +174,38 @@ def cross_entropy_and_hits(
     return made
 
 
-def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> ChunkLoss:
-    """-log softmax(x W^T)[y], summed over rows x (n, D) with targets y (n,), for W (V, D)."""
+def cross_entropy_chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True, smoothing: float = 0.0) -> ChunkLoss:
+    """-log softmax(x W^T)[y], summed over rows x (n, D) with targets y (n,), for W (V, D).
+
+    With label smoothing s (Szegedy et al. 2016, section 7) the loss of a row is log Z - (1 - s) logit[y] -
+    s mean(logits). Written in place: without a compiler every new result of that size costs as much as its arithmetic.
+    """
     exact = torch.promote_types(x.dtype, torch.float32)
+    counts, at = (y >= 0)[:, None].to(exact), y.clamp(min=0)[:, None]
     logits = (x @ w.T).to(exact)  # (n, V)
-    log_z = logits.logsumexp(-1, keepdim=True)
-    counts = (y >= 0)[:, None]
-    at_target = torch.arange(w.shape[0], device=w.device) == y[:, None]
-    of_target = logits.gather(-1, y.clamp(min=0)[:, None])
-    loss = ((log_z - of_target) * counts).sum()
-    grad = (((logits - log_z).exp() - at_target.to(exact)) * counts).to(x.dtype)  # softmax - one_hot
-    return ChunkLoss(loss, _hits(logits, of_target), grad @ w, grad.T @ x if by_weight else w.new_empty(0))
-
-
-def _hits(logits: Tensor, of_target: Tensor) -> Tensor:
-    """True (n,) where no logit (n, V) is above the target's (n, 1)."""
-    return (of_target >= logits.amax(-1, keepdim=True)).squeeze(-1)
+    of_target, peak = logits.gather(-1, at), logits.amax(-1, keepdim=True)
+    likely = (1 - smoothing) * of_target
+    if smoothing:
+        likely = likely + smoothing * logits.mean(-1, keepdim=True)
+    powers = logits.sub_(peak).exp_()
+    total = powers.sum(-1, keepdim=True)
+    loss = ((peak + total.log() - likely) * counts).sum()
+    share = counts / total  # softmax of a row that counts is its powers times this
+    wanted = smoothing / w.shape[0]
+    at_target = (of_target - peak).exp() * share - (1 - smoothing + wanted) * counts
+    grad = powers.mul_(share)
+    if smoothing:
+        grad.sub_(wanted * counts)
+    grad = grad.to(x.dtype).scatter_(-1, at, at_target.to(x.dtype))  # softmax - one_hot
+    hits = (of_target >= peak).squeeze(-1)
+    return ChunkLoss(loss, hits, grad @ w, grad.T @ x if by_weight else w.new_empty(0))
 
 
 def smoothed_chunk(smoothing: float) -> ChunkFunction:
-    """`cross_entropy_chunk` against targets of which a share is spread over all V tokens: label smoothing (Szegedy et
-    al. 2016, section 7; Vaswani et al. 2017, 5.4). The loss of a row is log Z - (1 - s) logit[y] - s mean(logits)."""
+    """`cross_entropy_chunk` with label smoothing."""
 
     def chunk(x: Tensor, w: Tensor, y: Tensor, by_weight: bool = True) -> ChunkLoss:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        logits = (x @ w.T).to(exact)  # (n, V)
-        log_z = logits.logsumexp(-1, keepdim=True)
-        counts = (y >= 0)[:, None]
-        wanted = (torch.arange(w.shape[0], device=w.device) == y[:, None]).to(exact) * (1 - smoothing)
-        wanted = wanted + smoothing / w.shape[0]
-        loss = ((log_z - (wanted * logits).sum(-1, keepdim=True)) * counts).sum()
-        grad = (((logits - log_z).exp() - wanted) * counts).to(x.dtype)
-        hits = _hits(logits, logits.gather(-1, y.clamp(min=0)[:, None]))
-        return ChunkLoss(loss, hits, grad @ w, grad.T @ x if by_weight else w.new_empty(0))
+        return cross_entropy_chunk(x, w, y, by_weight, smoothing)
 
     return chunk
 
