@@ -93,6 +93,13 @@ def test_token_log_probs_and_entropy_equal_torch_in_fp64(monkeypatch: pytest.Mon
     torch.testing.assert_close(results[0], results[1], atol=1e-11, rtol=1e-9)
 
 
+def test_the_entropy_alone_has_its_gradient() -> None:
+    h, w, y = inputs(50)
+    every = (h @ w.T).log_softmax(-1)
+    wanted = torch.autograd.grad(-(every.exp() * every).sum(), [h, w])
+    torch.testing.assert_close(torch.autograd.grad(token_log_probs(h, w, y)[1].sum(), [h, w]), wanted)
+
+
 def test_log_probs_sum_to_the_loss() -> None:
     h, w, y = (t.float() if t.is_floating_point() else t for t in inputs(40))
     with torch.autocast("cpu", torch.bfloat16):

@@ -299,7 +299,9 @@ class _TokenLogProbs(torch.autograd.Function):
                 hits[at] = (of_target >= peak).to(hits.dtype)
         ctx.save_for_backward(x, w, y, log_z, entropy)
         ctx.dtypes = h.dtype, weight.dtype
-        ctx.mark_non_differentiable(hits := hits[:n])
+        ctx.n = n
+        hits = hits[:n]
+        ctx.mark_non_differentiable(hits)
         ctx.set_materialize_grads(False)  # a loss that leaves the entropy alone does not pay for its gradient
         return log_probs[:n], entropy[:n], hits
 
@@ -310,9 +312,7 @@ class _TokenLogProbs(torch.autograd.Function):
         x, w, y, log_z, entropy = ctx.saved_tensors
         grad_h = torch.empty(x.shape, dtype=ctx.dtypes[0], device=x.device)
         grad_w = torch.zeros(w.shape, dtype=ctx.dtypes[1], device=x.device) if ctx.needs_input_grad[1] else None
-        known = by_log_prob if by_log_prob is not None else by_entropy
-        assert known is not None, "one of them is asked for"
-        n, missing = len(known), len(y) - len(known)
+        missing = len(y) - ctx.n
         by_log_prob = torch.zeros_like(log_z) if by_log_prob is None else F.pad(by_log_prob, (0, missing))
         by_entropy = None if by_entropy is None else F.pad(by_entropy, (0, missing))
         buffers = _Buffers.of(min(CHUNK, len(y)), w, log_z.dtype)
@@ -324,15 +324,14 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad = log_p.exp_().mul_(-by_log_prob[at, None])
             else:
                 p = torch.exp(log_p, out=buffers.second[: len(log_p)])
-                grad = (
-                    log_p.add_(entropy[at, None]).mul_(by_entropy[at, None]).add_(by_log_prob[at, None]).mul_(p).neg_()
-                )
+                grad = log_p.add_(entropy[at, None]).mul_(by_entropy[at, None]).add_(by_log_prob[at, None])
+                grad.mul_(p).neg_()
             grad.scatter_add_(-1, y[at, None], by_log_prob[at, None])
             grad = buffers.product[: len(grad)].copy_(grad)
             grad_h[at] = (grad @ w).to(grad_h.dtype)
             if grad_w is not None:
                 grad_w += grad.T @ x[at]
-        return grad_h[:n], grad_w, None
+        return grad_h[: ctx.n], grad_w, None
 
 
 class _Buffers(NamedTuple):
