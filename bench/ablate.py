@@ -3,6 +3,7 @@
     oriole data pack DATA out=shards …
     python -m bench.ablate data=shards              all that is not there yet; may be broken off and called again
     python -m bench.ablate data=shards options=LLLG,Gg seeds=5 corpora=real
+    python -m bench.ablate data=shards seeds=1 everywhere=train.muon_lr=0.01     plain and options alike with these keys
     python -m bench.ablate table=true               the Markdown of docs/results.md, from the lines alone
 
 Two corpora. `builtin`: a short pretraining and a short fine-tuning on the built-in world, by the demo's recipes; bits
@@ -37,7 +38,7 @@ from bench.record import RESULTS, device_name, settings, stamped
 from oriole.apps.api import Oriole
 from oriole.apps.evaluate import evaluate_questions, read_questions
 from oriole.cli import RECIPES
-from oriole.config import apply_overrides, read_toml, validate
+from oriole.config import apply_overrides, parse_overrides, read_toml, validate
 from oriole.demo.corpus import write_corpus
 from oriole.errors import OrioleError
 from oriole.log import console
@@ -55,7 +56,7 @@ DEFAULTS = {
     "data": "", "corpora": "", "options": "", "first_seed": 0, "seeds": 3, "preset": "demo", "tokens": 1.0e6,
     "batch": 16, "seq": 256, "pretrain_tokens": 6.0e5, "sft_tokens": 5.0e5, "sft_batch": 12, "sft_seq": 128,
     "eval_tokens": 20_000, "questions": 720, "vocab_size": 4096, "device": "auto", "compile": "auto", "work": "",
-    "json": "", "table": False, "one": False,
+    "everywhere": "", "json": "", "table": False, "one": False,
 }  # fmt: skip
 
 SAME = {
@@ -171,6 +172,8 @@ def _todo(chosen: dict[str, Any], there: set[str]) -> list[Line]:
             if unknown := set(names) - known.keys():
                 raise SystemExit(f"no option {', '.join(sorted(unknown))}; known: {', '.join(known)}")
             same = {key: chosen[key] for key in SAME[corpus]}
+            if chosen["everywhere"]:
+                same["everywhere"] = chosen["everywhere"]
             if corpus == "real":
                 same["data"] = Shards.open(Path(str(chosen["data"]))).fingerprint
             for name in dict.fromkeys(["plain", *names]):
@@ -288,7 +291,7 @@ def _recipe(
     }  # fmt: skip
     table["eval"] = {"tokens": chosen["eval_tokens"], "prompts": []}
     table["checkpoint"] = {"keep": 1}
-    apply_overrides(table, dict(changes))
+    apply_overrides(table, parse_overrides(_words(chosen["everywhere"])) | dict(changes))
     return validate(Recipe, table, f"the option {identity['option']}")
 
 
@@ -385,6 +388,8 @@ def _caption(corpus: str, lines: list[Line]) -> str:
     others = len({line["identity"]["option"] for line in lines}) - 1
     where = f"{first['device']}, torch {first['torch']}, {first['threads']} threads, commit {', '.join(commits)}"
     preset = first["identity"]["settings"]["preset"]
+    if also := first["identity"]["settings"].get("everywhere"):
+        preset += f" with {also}"
     return (
         f"**{corpus}**, {preset}, {budget:.2g} training FLOPs each; {where}, load up to "
         f"{load:.1f}. In brackets the difference to plain with its 95 % interval, bold where zero lies outside; of "

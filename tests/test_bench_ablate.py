@@ -108,3 +108,12 @@ def test_a_run_that_is_there_is_not_run_again() -> None:
     assert len(ablate._todo(chosen | {"sft_tokens": 1e5}, there)) == 4
     with pytest.raises(SystemExit, match="no option LLG; known: plain, L, LLLG"):
         ablate._todo(chosen | {"options": "LLG"}, set())
+
+
+def test_keys_for_all_runs_reach_the_plain_model_and_make_other_lines(tmp_path: Path) -> None:
+    chosen = ablate.DEFAULTS | {"options": "Gr", "seeds": 1, "everywhere": "train.muon_lr=0.01"}
+    for identity in ablate._todo(chosen, set()):
+        assert identity not in ablate._todo(chosen | {"everywhere": ""}, set())
+        parts = ablate._builtin_parts("pretrain", tmp_path)
+        recipe = ablate._recipe("pretrain", identity["changes"], parts, identity, chosen, tmp_path, tmp_path / "run")
+        assert recipe.train.muon_lr == 0.01

@@ -52,7 +52,7 @@ def test_label_smoothing_is_torchs_with_its_gradients(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("chunk", [None, smoothed_chunk(0.1)])
 def test_a_hit_is_a_target_that_no_token_beats(
-    monkeypatch: pytest.MonkeyPatch, chunk: objectives.ChunkFunction
+    monkeypatch: pytest.MonkeyPatch, chunk: objectives.ChunkFunction | None
 ) -> None:
     monkeypatch.setattr(objectives, "CHUNK", 16)
     h, w, y = inputs(50)
